@@ -1,9 +1,7 @@
 """Make worker processes exit silently with their parent, and leave signals to it."""
 
 import ctypes
-import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from types import TracebackType
@@ -34,23 +32,8 @@ def leave_signals_to_the_parent(*_: object) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     sys.excepthook = _without_lost_connections
-    if hasattr(signal, "SIGUSR2"):
-        inherited = _socket_folder()
-        signal.signal(signal.SIGUSR2, lambda *_: _end_without_parent(inherited))
-        end_with_parent(signal.SIGUSR2)  # SIGKILL would leave the folder of its sockets behind
-
-
-def _socket_folder() -> str | None:
-    """The temporary folder of multiprocessing's sockets, through which workers hand over images, if there is one."""
-    return getattr(multiprocessing.current_process(), "_config", {}).get("tempdir")
-
-
-def _end_without_parent(inherited: str | None) -> None:
-    """Exit at once, since nobody reads what is still to be written; the folder of its own sockets is removed."""
-    own = _socket_folder()
-    if own and own != inherited:
-        shutil.rmtree(own, ignore_errors=True)
-    os._exit(1)
+    if hasattr(signal, "SIGKILL"):
+        end_with_parent(signal.SIGKILL)
 
 
 def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
