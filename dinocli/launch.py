@@ -29,18 +29,18 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # signals are handled below instead
     agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
-    heard: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, _: object) -> None:
-        heard.append(number)
+    def receive(number: int, _: object) -> None:
+        received.append(number)
         _pass_on(agent, number)
 
     try:
-        with handling(hear):
+        with handling(receive):
             result: Any = agent.run()
     except SignalException as error:
         return EXIT_CODES.get(error.sigval, 143)
-    return _exit_code(result.failures, heard[0] if heard else 0) if result.is_failed() else 0
+    return _exit_code(result.failures, received[0] if received else 0) if result.is_failed() else 0
 
 
 def _spec(number: int, arguments: Sequence[str]) -> WorkerSpec:

@@ -45,15 +45,15 @@ def ending_early() -> Iterator[Callable[[], int]]:
 
     A second Ctrl-C ends the process at once.
     """
-    heard: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, frame: object) -> None:
-        if heard and number == signal.SIGINT:
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        heard.append(EXIT_CODES[signal.Signals(number)])
+        received.append(EXIT_CODES[signal.Signals(number)])
 
-    with handling(hear):
-        yield lambda: heard[0] if heard else 0
+    with handling(receive):
+        yield lambda: received[0] if received else 0
 
 
 class StopRequest:
@@ -99,11 +99,11 @@ class StopRequest:
                 reader.close()
 
     def _listen(self, reader: socket.socket) -> None:
-        while heard := reader.recv(1):
-            if heard[0] in EXIT_CODES:
-                self._ask(signal.Signals(heard[0]))
+        while received := reader.recv(1):
+            if received[0] in EXIT_CODES:
+                self._request_stop(signal.Signals(received[0]))
 
-    def _ask(self, number: signal.Signals) -> None:
+    def _request_stop(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if not self.exit_code:
             self.exit_code, self.requested_at = EXIT_CODES[number], now

@@ -175,7 +175,7 @@ def test_only_a_user_who_pressed_ctrl_c_is_asked_to_press_it_again(number, messa
     monkeypatch.setattr("dinocli.signals._warn", warned.append)
     stop = StopRequest()
     stop.running = True
-    stop._ask(getattr(signal, number))
+    stop._request_stop(getattr(signal, number))
     assert len(warned) == 1 and message in warned[0]
 
 

@@ -281,7 +281,7 @@ def resumed_run(
     from dinocore.train.run.checkpoint_folder import manifest_of
     from dinocore.train.setup import check_same_run, fresh_state, resumed_state
 
-    run, config, checkpoint = group.on_main(lambda: _found(request, locks))
+    run, config, checkpoint = group.on_main(lambda: _find_checkpoint(request, locks))
     choose_backend(config.eval.backend)
     data = open_shared_dataset(config.data, group)
     if checkpoint is None:
@@ -289,18 +289,18 @@ def resumed_run(
     else:
         check_same_run(manifest_of(checkpoint), config, data, request.allow_data_change)
         state = resumed_state(checkpoint, config, device, group)
-    group.on_main(lambda: _go_on(run, config, checkpoint))
+    group.on_main(lambda: _resume(run, config, checkpoint))
     return RunContext(config, data, run, device, request.stop, group), state
 
 
-def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
+def _find_checkpoint(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
     """The run, its settings, and the step to continue from."""
     from dinocore.train.run.folder import NEWEST, find_checkpoint, find_run, run_config
     from dinocore.train.setup import changed_settings
 
-    run, wanted = request.run, request.resume or NEWEST
-    if wanted != NEWEST:
-        run, wanted = _named_run(Path(wanted), run)
+    run, name = request.run, request.resume or NEWEST
+    if name != NEWEST:
+        run, name = _named_run(Path(name), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
         raise CheckpointError(f"no run in {RUNS}/ to continue; give one with --output-dir")
@@ -313,13 +313,13 @@ def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, P
         warn(f"changed since the run started: {change}")
     check_trackers(config.train)
     _lock(run, locks)
-    checkpoint, damaged = find_checkpoint(run, wanted)
+    checkpoint, damaged = find_checkpoint(run, name)
     for text in damaged:
         warn(text)
     return run, config, checkpoint
 
 
-def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
+def _resume(run: Path, config: Config, checkpoint: Path | None) -> None:
     from dinocore.train.run.folder import branch_off, write_config
 
     for text in branch_off(run, checkpoint):
