@@ -18,7 +18,8 @@ from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.evaluate.thresholds import best_thresholds
 from dinocore.predict import load_detector
 from dinocore.presets import load_config
-from dinocore.weights.file import BUNDLED, load_weights, save_weights
+from dinocore.weights.file import load_weights, save_weights
+from dinocore.weights.shipped import BUNDLED
 
 CELLS = {"RBC": 1, "WBC": 2, "Platelets": 3}
 

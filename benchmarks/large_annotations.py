@@ -60,15 +60,15 @@ def main() -> None:
 def make(folder: Path, images: int, objects: int, outline: int) -> int:
     """Write the file in a stream, and the images; return the file's size in bytes."""
     rng = np.random.default_rng(0)
-    images, file = folder / "train2017", folder / "annotations" / "instances_train2017.json"
-    images.mkdir()
+    image_folder, file = folder / "train2017", folder / "annotations" / "instances_train2017.json"
+    image_folder.mkdir()
     file.parent.mkdir()
     for n in range(images):
         if n % LINKS == 0:
-            first = images / f"{n:012d}.jpg"
+            first = image_folder / f"{n:012d}.jpg"
             Image.new("RGB", (640, 480)).save(first)
         else:
-            os.link(first, images / f"{n:012d}.jpg")
+            os.link(first, image_folder / f"{n:012d}.jpg")
     outlines = [rng.uniform(0, 640, outline).round(2).tolist() for _ in range(200)]
     with file.open("w") as out:
         out.write('{"images": [')
@@ -130,9 +130,9 @@ def share(folder: Path) -> dict[str, float]:
     from dinocore.config import DataConfig
     from dinocore.data.loaders import TrainingImages
     from dinocore.data.shared import open_shared_dataset
-    from dinocore.system.processes import joined
+    from dinocore.system.processes import process_group
 
-    with joined(torch.device("cpu")) as group:
+    with process_group(torch.device("cpu")) as group:
         before = private_mb()
         images = TrainingImages(open_shared_dataset(DataConfig(path=str(folder)), group).train, DataConfig(), 0)
         held = private_mb() - before

@@ -59,9 +59,9 @@ def _merge_pairs(
     The two parents must differ: it is unclear whether folders with annotations beside their images are one split.
     """
     labels, images = [Path(os.path.commonpath(folders)) for folders in zip(*several, strict=True)]
-    same_paths = all(where.relative_to(labels) == best.relative_to(images) for where, best in several)
+    same_paths = all(left.relative_to(labels) == right.relative_to(images) for left, right in several)
     others = [pair for group in pairs.values() if group is not several for pair in group]
-    mixed = any(where.is_relative_to(labels) or best.is_relative_to(images) for where, best in others)
+    mixed = any(left.is_relative_to(labels) or right.is_relative_to(images) for left, right in others)
     return (labels, images) if len(several) == 1 or (labels != images and same_paths and not mixed) else None
 
 
