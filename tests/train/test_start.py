@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinocli.commands.train.train import TrainRequest, _found, checked
+from dinocli.commands.train.train import TrainRequest, _find_checkpoint, checked
 from dinocore.data.annotations import Category
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
@@ -175,7 +175,7 @@ def test_more_epochs_for_a_resumed_run_move_its_drop_and_say_so(tmp_path, capsys
     folder = make_new_run(tmp_path / "run")
     write_config(folder, load_config("r50-4scale-36e"))
     locks: list = []
-    _, config, _ = _found(request("train.epochs=72", resume=str(folder)), locks)
+    _, config, _ = _find_checkpoint(request("train.epochs=72", resume=str(folder)), locks)
     locks[0].release()
     assert config.train.lr_drop_epochs == (60,)
     assert "train.lr_drop_epochs" in capsys.readouterr().err
