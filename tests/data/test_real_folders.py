@@ -84,8 +84,8 @@ def test_fractions_decimal_commas_and_automls_tables_are_read(tmp_path, form):
     images(tmp_path / "images", TRAIN)
     table(tmp_path, [heading for heading in [TABLES[form]] if heading] + rows(form), "boxes.csv", "\r\n")
     assert objects_in(find_layout(tmp_path).train) == expected(TRAIN, False)
-    said = any("read as fractions of the image's width and height" in note for note in notes_of(tmp_path))
-    assert said == ("{s" in form and "TRAIN" not in form)
+    is_noted = any("read as fractions of the image's width and height" in note for note in notes_of(tmp_path))
+    assert is_noted == ("{s" in form and "TRAIN" not in form)
 
 
 def test_fractions_whose_x_and_y_may_be_centers_are_refused_until_the_columns_tell(tmp_path):
@@ -104,8 +104,8 @@ def test_a_pneumonia_table_with_its_patients_and_targets_is_read(tmp_path):
     images(tmp_path / "stage_2_train_images", TRAIN, ".png")
     lines = rows("{n},{x}.0,{y}.0,{w}.0,{h}.0,1")
     table(tmp_path, ["patientId,x,y,width,height,Target", *lines, "c,,,,,0"], "stage_2_train_labels.csv")
-    wanted = {name: [("1", *row[1:]) for row in those] for name, those in TRAIN.items()}
-    assert objects_in(find_layout(tmp_path).train) == expected(wanted, True)
+    truth = {name: [("1", *row[1:]) for row in those] for name, those in TRAIN.items()}
+    assert objects_in(find_layout(tmp_path).train) == expected(truth, True)
 
 
 @pytest.mark.parametrize("val", ["", '[val]\nannotations = "all.csv"\nimages = "pictures"\n'])

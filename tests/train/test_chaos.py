@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_kills_at_random_times_lose_nothing(tmp_path):
-    told = tmp_path / "found.json"
-    script = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "12", "--json", str(told)]
+    output = tmp_path / "found.json"
+    script = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "12", "--json", str(output)]
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    found = json.loads(told.read_text())
+    found = json.loads(output.read_text())
     assert ended.returncode == 0, found
     assert found["kills"] == 12
     assert found["finished"] >= 1  # or "ended like the undisturbed run" says nothing

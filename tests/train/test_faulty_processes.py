@@ -41,8 +41,8 @@ T15 = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault, rank, told", T15)
-def test_a_failed_evaluation_or_log_on_one_rank_is_a_warning_and_both_continue(fault, rank, told, together):
+@pytest.mark.parametrize("fault, rank, warning", T15)
+def test_a_failed_evaluation_or_log_on_one_rank_is_a_warning_and_both_continue(fault, rank, warning, together):
     codes, message, folder = together("train.batch_size=8", fault=fault, rank=rank)
-    assert codes == [0, 0] and message[0] == [told]
+    assert codes == [0, 0] and message[0] == [warning]
     assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == [1, 2]

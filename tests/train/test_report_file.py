@@ -10,7 +10,7 @@ from dinocore.train.run import report
 from dinocore.train.run.report import EXAMPLES
 
 
-def told(run):
+def page_facts(run):
     return json.loads((run / EXAMPLES).read_text())
 
 
@@ -27,7 +27,7 @@ def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     best = max(reversed(scores), key=lambda row: row["AP"])  # while AP is 0, the newest weights are the best
     assert (
         f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." in html
-        and told(context.folder)["epoch"] == best["epoch"]
+        and page_facts(context.folder)["epoch"] == best["epoch"]
     )
     charts = {}
     for text in re.findall(r'<script type="application/json">(.*?)</script>', html):
@@ -43,7 +43,7 @@ def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     kinds = charts["gallery"]["kinds"]
     objects = [mark for mark in marks if kinds[mark[5]] in ("truth", "missed")]
     assert len(objects) == len(context.data.val.boxes), "every annotated object, answered or missed"
-    assert len(marks) - len(objects) == len(told(context.folder)["results"]) > 0
+    assert len(marks) - len(objects) == len(page_facts(context.folder)["results"]) > 0
 
 
 @pytest.mark.slow
