@@ -12,6 +12,7 @@ whose boxes have no number above MAX_FRACTION, and not only whole numbers, is re
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
     """
     named: dict[str, Path] = {}
     for file in visible_files(folder, (".csv", ".tsv")):
-        if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
+        if _columns(next(_rows(guard.check(file), strict=False), [])) is None:
             continue
         split = split_in_path(file.relative_to(folder).with_suffix("").parts)
         if split in named:
@@ -208,7 +209,7 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
     A row without a box means an image without objects. Such rows often have a text such as `No finding` in the class
     column, which does not become a class, and may have zeros as the box.
     """
-    columns = _columns(_rows(split.annotations)[:1]) or BARE
+    columns = _columns(next(_rows(split.annotations), [])) or BARE
     rows = list(read_rows(split.annotations))
     in_fractions = columns.in_fractions or _are_fractions(rows)
     names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
@@ -251,7 +252,7 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
 def _report_one_class(file: Path, columns: Columns, num_boxes: int, findings: Findings) -> None:
     """Report that no column has classes, and list the unused columns, one of which may have them."""
     used = {columns.file, *columns.box, *columns.size, columns.group, columns.split}
-    header = _rows(file)[0] if columns.has_header else []
+    header = next(_rows(file)) if columns.has_header else []
     others = [one_line(cell) for i, cell in enumerate(header) if i not in used and cell.strip()]
     advice = f"; not read: {', '.join(others)} (call a column of classes `class`)" if others else ""
     findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`{advice}", count=num_boxes)
@@ -301,8 +302,9 @@ def _corners(values: list[str], box_format: str) -> tuple[float, float, float, f
 def read_rows(file: Path) -> Iterator[CsvRow]:
     """All boxes of a table, and its images without boxes."""
     rows = _rows(file)
-    columns = _columns(rows[:1]) or BARE
-    for line, cells in enumerate(rows, start=1):
+    first = next(rows, [])
+    columns = _columns(first) or BARE
+    for line, cells in enumerate(itertools.chain([first], rows), start=1):
         name = _cell(cells, columns.file).replace("\\", "/").removeprefix("./")
         if not name or (line == 1 and columns.has_header):
             continue
@@ -327,12 +329,13 @@ def _cell(cells: list[str], index: int) -> str:
     return cells[index].strip() if 0 <= index < len(cells) else ""
 
 
-def _rows(file: Path, strict: bool = True) -> list[list[str]]:
+def _rows(file: Path, strict: bool = True) -> Iterator[list[str]]:
+    """The non-empty rows of a table, parsed one at a time."""
     text = read_text(file, strict)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
-    return [[_with_decimal_point(cell) for cell in row] for row in rows] if delimiter == ";" else rows
+    rows = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
+    return ([_with_decimal_point(cell) for cell in row] for row in rows) if delimiter == ";" else rows
 
 
 def _with_decimal_point(cell: str) -> str:
@@ -341,11 +344,9 @@ def _with_decimal_point(cell: str) -> str:
     return f"{match[1]}.{match[2]}" if match else cell
 
 
-def _columns(first: list[list[str]]) -> Columns | None:
+def _columns(first: list[str]) -> Columns | None:
     """The columns by the header in the first row, or those of a known table without one; None if it has no boxes."""
-    if not first:
-        return None
-    lower = [cell.strip().lower() for cell in first[0]]
+    lower = [cell.strip().lower() for cell in first]
     header = [re.sub(r"[\s_.-]", "", cell) for cell in lower]
     file, label, group, split, class_id = (
         _find_column(header, names) for names in (FILE, LABEL, [GROUP], SPLIT, CLASS_ID)
@@ -358,7 +359,7 @@ def _columns(first: list[list[str]]) -> Columns | None:
             is_open_images = {"imageid", "labelname"} <= set(lower)
             box_columns = tuple(header.index(name) for name in box)
             return Columns(file, label, box_columns, box_format, size_columns, group, split, class_id, is_open_images)
-    return _bare_columns(first[0])
+    return _bare_columns(first)
 
 
 def _bare_columns(cells: list[str]) -> Columns | None:
