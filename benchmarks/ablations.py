@@ -161,10 +161,10 @@ def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> 
             row = {"step": step, "loss": numbers["loss"], "grad_norm": numbers["grad_norm"]}
             history.append(_rounded(row | watched.read(numbers["grad_norm"])))
     seconds = time.perf_counter() - began
-    return _judged(state.model, context) | {"seconds": round(seconds, 1), "history": history}
+    return _evaluate(state.model, context) | {"seconds": round(seconds, 1), "history": history}
 
 
-def _judged(model: DINO, context: RunContext) -> dict[str, Any]:
+def _evaluate(model: DINO, context: RunContext) -> dict[str, Any]:
     """COCO metrics without NMS, as in the paper, and AP with the preset's NMS."""
     found = {}
     for name, nms_iou in (("plain", 1.0), ("nms", context.config.eval.nms_iou)):

@@ -69,7 +69,7 @@ def thresholds(weights: Path, folders: list[Path], data: DataConfig) -> dict[str
         own = [row | {"image_id": int(part.image_ids[row["image_id"] - first])} for row in results
                if first <= row["image_id"] < first + number]  # fmt: skip
         metrics = coco_metrics(part, own)
-        print(f"{folder}: AP {metrics.summary['AP']:.4f}, AP50 {metrics.summary['AP50']:.4f}, {metrics.judged}")
+        print(f"{folder}: AP {metrics.summary['AP']:.4f}, AP50 {metrics.summary['AP50']:.4f}, {metrics.evaluated}")
         for name, one in metrics.classes.items():
             if one["AP"] >= 0:
                 print(f"    {name:16} AP {one['AP']:.3f}  AP50 {one['AP50']:.3f}")

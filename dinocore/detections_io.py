@@ -59,7 +59,7 @@ class ImageResult(NamedTuple):
     detections: list[Detection]  # best first
 
 
-def as_found(
+def image_result(
     file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], least: Sequence[float]
 ) -> ImageResult:
     """Detections in one image file, with class names and original category ids.
@@ -82,7 +82,7 @@ def as_found(
     return ImageResult(file, size[1], size[0], kept)
 
 
-def write_found(
+def write_detections(
     found: Sequence[ImageResult],
     categories: Sequence[Category],
     kind: str,
@@ -160,8 +160,8 @@ def check_out(out: Path, kind: str) -> None:
         )
 
 
-def read_found(path: Path) -> list[ImageResult]:
-    """Read a file that `write_found` wrote as json or jsonl; an incomplete last line is ignored.
+def read_detections(path: Path) -> list[ImageResult]:
+    """Read a file that `write_detections` wrote as json or jsonl; an incomplete last line is ignored.
 
     Raises:
         DataError: the file is not readable or has other content.

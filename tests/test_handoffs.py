@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dinocore.data.annotations import Category
-from dinocore.detections_io import FOLDERS, FORMATS, ImageResult, read_found, write_found
+from dinocore.detections_io import FOLDERS, FORMATS, ImageResult, read_detections, write_detections
 
 NAMES = ['red "cell" & <x>', "b"]
 CATEGORIES = [Category(1, NAMES[0]), Category(5, "b"), Category(6, "b")]
@@ -32,7 +32,7 @@ def found(tmp_path, monkeypatch):
 
 
 def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(found, tmp_path):
-    assert write_found(found, CATEGORIES, "fiftyone", Path("fo.json")) == [Path("fo.json")]
+    assert write_detections(found, CATEGORIES, "fiftyone", Path("fo.json")) == [Path("fo.json")]
     content = json.loads(Path("fo.json").read_text())
     assert content["classes"] == NAMES, "each name once"
     first, second = content["labels"].items()
@@ -42,7 +42,7 @@ def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(found, tmp_path):
 
 
 def test_label_studio_gets_tasks_and_the_interface_that_they_belong_to(found, tmp_path):
-    written = write_found(found, CATEGORIES, "labelstudio", Path("tasks.json"))
+    written = write_detections(found, CATEGORIES, "labelstudio", Path("tasks.json"))
     assert written == [Path("tasks.json"), Path("tasks.label_config.xml")]
     tasks, view = json.loads(Path("tasks.json").read_text()), ElementTree.parse(written[1])
     address = tasks[0]["data"]["image"]
@@ -64,7 +64,7 @@ def test_label_studio_gets_tasks_and_the_interface_that_they_belong_to(found, tm
 @pytest.mark.filterwarnings("default")
 def test_fiftyone_itself_reads_the_file(found, tmp_path):
     data = pytest.importorskip("fiftyone.utils.data", exc_type=ImportError)
-    write_found(found, CATEGORIES, "fiftyone", Path("fo.json"))
+    write_detections(found, CATEGORIES, "fiftyone", Path("fo.json"))
     with data.FiftyOneImageDetectionDatasetImporter(labels_path="fo.json") as importer:
         rows = {path: [(d.label, d.confidence) for d in labels.detections] for path, _, labels in importer}
         assert importer.get_dataset_info() == {"classes": NAMES}
@@ -74,7 +74,7 @@ def test_fiftyone_itself_reads_the_file(found, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_label_studio_itself_accepts_the_predictions(found):
     tools = pytest.importorskip("label_studio_sdk.label_interface", exc_type=ImportError)
-    _, config = write_found(found, CATEGORIES, "labelstudio", Path("tasks.json"))
+    _, config = write_detections(found, CATEGORIES, "labelstudio", Path("tasks.json"))
     interface = tools.LabelInterface(config.read_text())
     interface.validate()
     predictions = [one for task in json.loads(Path("tasks.json").read_text()) for one in task["predictions"]]
@@ -88,10 +88,10 @@ def test_a_file_whose_name_is_no_utf8_is_written_and_read_back(found, kind):
     latin = os.fsdecode(b"caf\xe9.jpg")
     found = [found[0]._replace(file=latin), found[1]]
     out = Path("out" if kind in FOLDERS else f"out.{kind}" if kind in ("jsonl", "csv") else "out.json")
-    for file in write_found(found, CATEGORIES, kind, out):
+    for file in write_detections(found, CATEGORIES, kind, out):
         texts = [path.read_text("utf-8") for path in ([*file.iterdir()] if file.is_dir() else [file])]
         assert any(texts), "it is UTF-8, with something in it"
     if kind in ("json", "jsonl"):
-        assert read_found(out) == found
+        assert read_detections(out) == found
     elif kind == "coco":
         assert json.loads(out.read_bytes())["images"][0]["file_name"] == latin

@@ -22,7 +22,7 @@ from PIL import Image
 
 from dinocore import load_detector
 from dinocore.data.synthetic.smear import draw_smear
-from dinocore.detections_io import as_found
+from dinocore.detections_io import image_result
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -82,7 +82,9 @@ def test_an_image_gets_the_row_that_predict_writes(service, detector):
     status, content, _ = send(body=encoded(), path="/predict?threshold=0.2&name=a.png")
     row = json.loads(content)
     with Image.open(io.BytesIO(encoded())) as image:
-        expected = as_found("a.png", (120, 160), detector(image), detector.categories, [0.2] * len(detector.categories))
+        expected = image_result(
+            "a.png", (120, 160), detector(image), detector.categories, [0.2] * len(detector.categories)
+        )
     assert status == 200 and list(row) == ["file", "width", "height", "detections"]
     assert (row["file"], row["width"], row["height"]) == ("a.png", 160, 120)
     assert [d["label"] for d in row["detections"]] == [d["label"] for d in expected.detections] != []

@@ -30,12 +30,12 @@ class Metrics(NamedTuple):
     unreadable: int = 0  # how many of these images could not be read; all their objects count as missed
 
     @property
-    def judged(self) -> str:
+    def evaluated(self) -> str:
         """The number of evaluated images, as a message."""
-        return judged_images(self.num_images, self.unreadable)
+        return evaluated_images(self.num_images, self.unreadable)
 
 
-def judged_images(number: int, unreadable: int) -> str:
+def evaluated_images(number: int, unreadable: int) -> str:
     """The number of images of an evaluation, as a message."""
     skipped = f", {unreadable} of them unreadable, so their objects count as missed" if unreadable else ""
     return f"{counted(number, 'image')} evaluated{skipped}"

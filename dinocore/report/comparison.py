@@ -10,7 +10,7 @@ from ..data.annotations import Annotations
 from ..evaluate.compare import Comparison, comparison_json
 from ..words import counted
 from .evaluation import BOXES, ERRORS, MAX_CLASSES, confusion, error_counts, known, pair, reliability
-from .judged import judged_image, open_images
+from .examples import marked_image, open_images
 from .parts import Cell, Chart, Curve, Drawing, Facts, Gallery, Page, Part, Section, Table
 
 LETTERS = {"a": "A", "b": "B"}
@@ -128,7 +128,7 @@ def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotat
         if image is not None:
             for side, analysis in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                images.append(judged_image(analysis.matches, image_id, image, title, error_counts(one[side])))
+                images.append(marked_image(analysis.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections plus missed objects at IoU 0.5, for A with scores of at least {thresholds[0]:.3g}, "
     rule += f"B of at least {thresholds[1]:.3g}: each at its best threshold."

@@ -10,7 +10,7 @@ from ..data.annotations import Annotations
 from ..evaluate.analysis import Analysis, image_errors
 from ..evaluate.answer import to_json
 from ..words import counted
-from .judged import EXAMPLES, MIN_SCORE, Counts, good_and_bad, headline, judged_image, open_images
+from .examples import EXAMPLES, MIN_SCORE, Counts, good_and_bad, headline, marked_image, open_images
 from .parts import Cell, Chart, Curve, Facts, Gallery, Matrix, Page, Part, Section, Table
 
 MAX_CONFUSED = 40  # classes of a confusion matrix
@@ -62,7 +62,7 @@ def _examples(
     for title, ids in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True):
         opened = zip(ids, open_images(annotations, ids, config), strict=True)
         shown = [
-            judged_image(analysis.matches, image_id, image, name)
+            marked_image(analysis.matches, image_id, image, name)
             for image_id, (name, image) in opened
             if image is not None
         ]
@@ -198,7 +198,7 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
     for one, (name, image) in zip(answer["worst"], opened, strict=True):
         rows.append([name, *one.values()])
         if image is not None:
-            images.append(judged_image(analysis.matches, one["image_id"], image, name, error_counts(one)))
+            images.append(marked_image(analysis.matches, one["image_id"], image, name, error_counts(one)))
     rule = f"Most wrong detections plus missed objects, at IoU 0.5 and scores of at least {answer['threshold']:.3g}."
     table = Table("The worst images", ["image", "id", "right", "wrong", "missed"], rows, rule)
     if not images:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..draw.curves import loss_terms, read_metrics, total
 from ..settings import flat_settings
 from ..words import STAGE_NAMES, clock, counted
-from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
+from .examples import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Curve, Facts, Gallery, MarkedImage, Page, Section, Table
 
 MAX_POINTS = 300  # of a curve over steps; more are averaged

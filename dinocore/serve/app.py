@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from ..data.batch import View, as_batch
 from ..data.images import decode_image
 from ..data.transforms import to_tensor
-from ..detections_io import as_found
+from ..detections_io import image_result
 from ..errors import DataError, DinoError
 from ..predict import Detector
 from ..stream.images import prepare
@@ -118,7 +118,7 @@ class Service:
             self.active -= 1
         categories = self.detector.categories
         thresholds = self.detector.least_scores() if threshold is None else [threshold] * len(categories)
-        row: dict[str, Any] = as_found(name, view.size, answer.detections, categories, thresholds)._asdict()
+        row: dict[str, Any] = image_result(name, view.size, answer.detections, categories, thresholds)._asdict()
         if proposals:
             row["proposals"] = [
                 {"score": round(score, 6), "box_xyxy": [round(value, 2) for value in box]}

@@ -163,7 +163,7 @@ def _state_around(model: DINO, config: Config, device: torch.device, origin: str
     )
 
 
-def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, allow_change: bool) -> None:
+def check_same_run(run: Path, manifest: Mapping[str, Any], config: Config, data: DataSet, allow_change: bool) -> None:
     """Refuse to continue from a checkpoint with different settings or data.
 
     Raises:
@@ -175,10 +175,10 @@ def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, a
     if differing:
         shown = ", ".join(sorted(differing))
         raise CheckpointError(f"the run's config.toml does not match its checkpoint: {shown}; restore the original")
-    check_same_data(manifest, data, allow_change)
+    check_same_data(run, manifest, data, allow_change)
 
 
-def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
+def check_same_data(run: Path, manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
     """Refuse to continue a run on different data than it started with.
 
     Raises:
@@ -190,7 +190,7 @@ def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bo
         names = ", ".join(str(name) for _, name in manifest["classes"])
         raise CheckpointError(
             f"the run has the classes {names}, but {data.train.file} has others; start a new run from its weights: "
-            "--weights RUN/best.safetensors"
+            f"--weights {run}"
         )
     if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
         raise DataError(
@@ -199,7 +199,7 @@ def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bo
         )
 
 
-def changed_settings(before: Config, now: Config) -> list[str]:
+def changed_settings(run: Path, before: Config, now: Config) -> list[str]:
     """The settings that a resumed run changes, as messages.
 
     Raises:
@@ -213,6 +213,6 @@ def changed_settings(before: Config, now: Config) -> list[str]:
         shown = ", ".join(f"{key} = {new[key]!r} (it is {old[key]!r})" for key in refused)
         raise ConfigError(
             f"a resumed run cannot change {shown}; all settings but those of {', '.join(fixed)} can be changed. "
-            "Start a new run from its weights: --weights RUN/best.safetensors"
+            f"Start a new run from its weights: --weights {run}"
         )
     return [f"{key} from {old[key]!r} to {new[key]!r}" for key in differing]

@@ -53,24 +53,23 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         notes.append("the extra queries of training are new")
     elif EXTRA in tensors and EXTRA not in fresh:
         del tensors[EXTRA]  # only used in training
-    if count := _renew_query_content(tensors, fresh):
-        notes.append(
-            f"the content of {counted(count, 'query', 'queries')} is new, because the file has a different number"
-        )
+    if renewed := _renew_query_content(tensors, fresh):
+        here, there = renewed
+        notes.append(f"the content of {counted(here, 'query', 'queries')} is new, because the file has {there}")
     load_exactly(model, tensors, where)
     notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
     return Transfer(where.name, names, notes)
 
 
-def _renew_query_content(tensors: dict[str, Tensor], fresh: Mapping[str, Tensor]) -> int:
-    """Keep the new model's query content if the number of queries differs; returns their number."""
-    count = 0
+def _renew_query_content(tensors: dict[str, Tensor], fresh: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Keep the new model's query content if the number of queries differs; returns their number, and the file's."""
+    numbers = None
     for key in QUERIES:
         here, there = fresh.get(key), tensors.get(key)
         if here is not None and there is not None and here.shape[1:] == there.shape[1:] and len(here) != len(there):
-            tensors[key], count = here, len(here)
-    return count
+            tensors[key], numbers = here, (len(here), len(there))
+    return numbers
 
 
 def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:

@@ -105,7 +105,7 @@ def full_disk(*_):
 
 
 def test_what_was_found_is_shown_where_it_cannot_be_written(dino, run_folder, image_folder, monkeypatch):
-    monkeypatch.setattr("dinocore.detections_io.write_found", full_disk)
+    monkeypatch.setattr("dinocore.detections_io.write_detections", full_disk)
     command = ("predict", image_folder / "val2017", "--weights", run_folder, "--threshold", 0, "--out", "boxes.json")
     done = dino(*command)
     assert done.code == 5 and "boxes.json cannot be written" in done.err and "smear_000009.jpg" in done.out

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dinocli.commands.predict import parts
-from dinocli.commands.predict.drawing import draw_found
+from dinocli.commands.predict.drawing import draw_detections
 from dinocli.commands.predict.predict import so_far
 from dinocli.commands.predict.request import PredictRequest
 from dinocli.inputs import expand
@@ -234,9 +234,9 @@ def test_an_image_that_vanishes_before_it_is_drawn_only_affects_itself(dino, sma
     def draw_first(source, *given):
         if source.parent.name == "y":
             source.unlink()
-        draw_found(source, *given)
+        draw_detections(source, *given)
 
-    monkeypatch.setattr("dinocli.commands.predict.predict.draw_found", draw_first)
+    monkeypatch.setattr("dinocli.commands.predict.predict.draw_detections", draw_first)
     result = dino(
         "predict", *three, "--weights", small_weights, "--save-images", "drawn", *(["--out", out] if out else [])
     )

@@ -21,7 +21,7 @@ def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, image_
     result = dino("train", *SMALL, "--data", image_folder, "--dry-run", "--batch-size", "auto", *settings)
     assert result.code == 0, result.err
     rows = dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
-    assert set(rows) == {"memory", "step", "evaluation", "save", "run"}
+    assert set(rows) == {"memory", "step", "evaluation", "save", "duration"}
     assert float(rows["memory"].split()[0]) > 50 and float(rows["step"].split()[0]) > 0
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()

@@ -366,11 +366,11 @@ def test_other_annotations_than_at_the_start_are_refused(small_config, start, ru
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     run_to_end(context, state)
     manifest = manifest_of(list_checkpoints(context.folder / "checkpoints")[-1])
-    check_same_data(manifest, context.data, allow_change=False)
+    check_same_data(context.folder, manifest, context.data, allow_change=False)
     context.data.train.boxes[0, 0] += 1
     with pytest.raises(DataError, match="--allow-data-change"):
-        check_same_data(manifest, context.data, allow_change=False)
-    check_same_data(manifest, context.data, allow_change=True)
+        check_same_data(context.folder, manifest, context.data, allow_change=False)
+    check_same_data(context.folder, manifest, context.data, allow_change=True)
 
 
 def test_a_folder_has_one_run_and_a_killed_one_is_named(tmp_path):

@@ -95,7 +95,9 @@ def test_with_another_number_of_queries_only_their_content_is_new(move, queries)
     per_query = {"mixed": {"proposer.content.content"}, "pure": set(),
                  "static": {"proposer.content", "proposer.boxes"}}[queries]  # fmt: skip
     assert renewed == per_query and all(torch.equal(now[key], old[key]) for key in now.keys() - per_query - {LABELS})
-    assert any("content of 5 queries is new" in note for note in report.notes) == (queries != "pure")
+    assert any("content of 5 queries is new, because the file has 7" in note for note in report.notes) == (
+        queries != "pure"
+    )
 
 
 def test_names_are_compared_exactly_first_and_each_serves_once():

@@ -15,7 +15,7 @@ from dinocli.commands.train.view import loss_parts
 from dinocore.data.annotations import Annotations, Category
 from dinocore.draw.curves import draw_curves
 from dinocore.evaluate.matches import match
-from dinocore.report.judged import judged_marks
+from dinocore.report.examples import image_marks
 from dinocore.report.page import _gallery_data, render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
@@ -122,11 +122,11 @@ def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
     )  # fmt: skip
     found = zip([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 10, 10], [60, 60, 10, 10]], [0.9, 0.8, 0.7, 0.6], strict=True)
     rows = [{"image_id": 7, "category_id": 0, "bbox": box, "score": score} for box, score in found]
-    shown = [(mark.kind, mark.label, mark.score) for mark in judged_marks(match(image, rows), 7)]
+    shown = [(mark.kind, mark.label, mark.score) for mark in image_marks(match(image, rows), 7)]
     assert shown == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
-    assert [mark.kind for mark in judged_marks(match(image, []), 7)] == ["missed", "missed"]
+    assert [mark.kind for mark in image_marks(match(image, []), 7)] == ["missed", "missed"]
 
 
 def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):

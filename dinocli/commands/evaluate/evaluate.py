@@ -154,7 +154,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
         facts |= {"failed": failed, "backend": metrics.backend} | measured
         print_json(facts | to_json(analysis) | _in_json(unwritten))
     else:
-        show_analysis(analysis, metrics.judged, metrics.backend)
+        show_analysis(analysis, metrics.evaluated, metrics.backend)
     _end(failed, metrics.num_images, unwritten)
 
 
@@ -179,7 +179,7 @@ def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
 def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:
     """Evaluate two sources of detections and compare them."""
     from dinocore.evaluate.analysis import analyse
-    from dinocore.evaluate.coco import judged_images
+    from dinocore.evaluate.coco import evaluated_images
     from dinocore.evaluate.compare import compare, comparison_json
 
     sources = group.main_first(
@@ -205,7 +205,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         print_json(facts | {"failed": failed} | comparison_json(comparison) | _in_json(unwritten))
     else:
         show_comparison(comparison, pair)
-        stdout.print(judged_images(len(annotations.image_ids), len(failed)))
+        stdout.print(evaluated_images(len(annotations.image_ids), len(failed)))
     _end(failed, len(annotations.image_ids), unwritten)
 
 

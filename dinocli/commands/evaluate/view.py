@@ -23,10 +23,10 @@ ROWS = {
 MAX_CLASSES = 100  # in the terminal; --json and --report have all
 
 
-def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
+def show_analysis(analysis: Analysis, evaluated: str, backend: str) -> None:
     """Print the 12 metrics, the classes, and the causes of lost AP50."""
     stdout.print(_summary(analysis))
-    stdout.print(f"{judged} ({backend})")
+    stdout.print(f"{evaluated} ({backend})")
     if analysis.samples is not None:
         stdout.print("[dim]in brackets: 95 % interval, by resampling images[/]")
     stdout.print()

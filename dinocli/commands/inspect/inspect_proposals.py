@@ -97,13 +97,13 @@ def inspect_proposals(
             write_image(out, draw_view(image, one, view, top, color))
             say(f"wrote {out}")
     warn_of_whole_images([item.size for item in found], lambda i: found[i].file, detector.config.data)
-    judged = sum(item.objects is not None for item in found)
-    if objects and not judged:
+    annotated = sum(item.objects is not None for item in found)
+    if objects and not annotated:
         raise DataError("none of the images is in the annotations; images are matched by file name")
     rows, steps = recalls(found), average([journey for item in found for journey in item.journeys])
     if json:
         answer = {"pictures": [item.as_dict(top) for item in found], "layers": [step._asdict() for step in steps]}
-        print_json(answer | {"recall": [row._asdict() for row in rows], "judged": judged})
+        print_json(answer | {"recall": [row._asdict() for row in rows], "judged": annotated})
     else:
         _show(found, top, steps, rows)
         if not (out or report) and len(found) == 1:

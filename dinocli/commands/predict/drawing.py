@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
 
 
-def draw_found(source: Path, found: ImageResult, detector: AnyDetector, path: Path) -> None:
+def draw_detections(source: Path, found: ImageResult, detector: AnyDetector, path: Path) -> None:
     """Write an image with its detections drawn.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dinocore.detections_io import ImageResult, json_lines, output_stems, read_found, write_found
+from dinocore.detections_io import ImageResult, json_lines, output_stems, read_detections, write_detections
 from dinocore.errors import DataError, EnvironmentFault, Interrupted
 from dinocore.system.files import ESCAPED
 from dinocore.words import counted
@@ -44,7 +44,7 @@ class LineFile:
         """
         try:
             if self.file is None:
-                write_found(self.before, [], "jsonl", self.path)
+                write_detections(self.before, [], "jsonl", self.path)
                 self.file = self.path.open("a", encoding="utf-8", errors=ESCAPED)
             self.file.write(json_lines([result]))
             if time.monotonic() - self.flushed > FLUSH_EVERY:
@@ -105,8 +105,8 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
     finally:
         lines.close()
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:
-        found = {item.file: item for item in read_found(out)}  # images failed, or the earlier results had others
-        write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
+        found = {item.file: item for item in read_detections(out)}  # images failed, or the earlier results had others
+        write_detections([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
     if not images:
         raise none_left(len(inputs), failed[0])
     remember(work, missing=bool(failed))

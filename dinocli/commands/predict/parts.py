@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dinocore.detections_io import ImageResult, json_lines, output_stems, write_found
+from dinocore.detections_io import ImageResult, json_lines, output_stems, write_detections
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import ESCAPED, write_atomically, write_text
 from dinocore.system.processes import rank_number, world_size
@@ -33,7 +33,7 @@ from ...signals import ending_early
 from ...weights_option import find_weights
 from .predict import Tally, detect_files, end_with_failures
 from .request import PredictRequest, Work, none_left, open_work, parts_folder
-from .resume import RESUMABLE, answer_settings, file_state, found_before, image_states, remember
+from .resume import RESUMABLE, answer_settings, earlier_results, file_state, image_states, remember
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between checks whether the other ranks have finished
@@ -64,7 +64,7 @@ def predict_in_parts(
         say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are processed")
     stems = output_stems([item.name for item in inputs], request.format)
     states = image_states(request, inputs)
-    before = {item.file: item for item in found_before(request, inputs, settings, states)}
+    before = {item.file: item for item in earlier_results(request, inputs, settings, states)}
     work = None
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
@@ -202,7 +202,7 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
         remember(work, missing=bool(failed))
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
-        for path in write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:
+        for path in write_detections(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:
             say(f"wrote {path}")
     tally.say(work.least)
     say(f"wrote {out}: {counted(tally.passed, 'detection')} in {counted(found, 'image')}")

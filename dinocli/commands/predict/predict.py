@@ -26,7 +26,7 @@ from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Thr
 from ...progress import WorkProgress
 from ...signals import ending_early
 from ...weights_option import find_weights
-from .drawing import draw_found
+from .drawing import draw_detections
 from .request import (
     PredictRequest,
     Work,
@@ -41,7 +41,7 @@ from .request import (
     parts_folder,
     so_far,
 )
-from .resume import answer_settings, found_before, image_states, remember
+from .resume import answer_settings, earlier_results, image_states, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -160,7 +160,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         return predict_in_parts(inputs, request, weights, device, amp)
     path = find_weights(weights)
     states = image_states(request, inputs)
-    before = found_before(request, inputs, answer_settings(request, path, amp), states)
+    before = earlier_results(request, inputs, answer_settings(request, path, amp), states)
     work = open_work(request, str(path), device, amp, states)
     if request.out is not None and request.format == "jsonl" and not request.json:
         from .lines import predict_to_lines
@@ -183,13 +183,13 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
     Raises:
         typer.Exit: with code 5 if --out cannot be written.
     """
-    from dinocore.detections_io import write_found
+    from dinocore.detections_io import write_detections
 
     request, unwritten = work.request, None
     if request.out is not None:
         try:
             remember(work, missing)
-            _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
+            _, *beside = write_detections(found, work.detector.categories, request.format, request.out, stems)
             count = counted(sum(len(item.detections) for item in found), "detection")
             say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
             for path in beside:
@@ -251,7 +251,7 @@ def _detect_or_keep(
 
     Results are also written regularly, and when a signal arrives.
     """
-    from dinocore.detections_io import output_stems, write_found
+    from dinocore.detections_io import output_stems, write_detections
 
     found, failed, request = {item.file: item for item in before}, [], work.request
     stems = output_stems([item.name for item in inputs], request.format)
@@ -261,7 +261,7 @@ def _detect_or_keep(
     def write() -> None:
         if request.out is not None:
             remember(work)
-            write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
+            write_detections(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:
         try:
@@ -296,7 +296,7 @@ def detect_files(
         tally: if given, facts are added to it and the caller prints all messages, as with several ranks; otherwise this
             function prints them, including errors of images.
     """
-    from dinocore.detections_io import as_found
+    from dinocore.detections_io import image_result
     from dinocore.stream.images import detect_stream
     from dinocore.system.processes import rank_number
 
@@ -318,10 +318,10 @@ def detect_files(
                 yield failed(result)
                 continue
             size = sizes.popleft()
-            found = as_found(item.name, size, result, detector.categories, work.least)
+            found = image_result(item.name, size, result, detector.categories, work.least)
             if request.save_images is not None:
                 try:
-                    draw_found(item.path, found, detector, drawing_path(request.save_images, inputs[item]))
+                    draw_detections(item.path, found, detector, drawing_path(request.save_images, inputs[item]))
                 except DataError as error:  # it was readable a moment ago
                     yield failed(error)
                     continue

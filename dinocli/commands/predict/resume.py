@@ -61,7 +61,7 @@ def _is_resumable(request: PredictRequest) -> bool:
     return request.out is not None and request.format in RESUMABLE and not is_stream(request.out)
 
 
-def found_before(
+def earlier_results(
     request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any], states: Mapping[str, str]
 ) -> list[ImageResult]:
     """With --resume, the results of an earlier command for these images.
@@ -75,14 +75,14 @@ def found_before(
         ConfigError: it had other weights, options or images.
         DataError: --out has other content.
     """
-    from dinocore.detections_io import read_found
+    from dinocore.detections_io import read_detections
     from dinocore.system.processes import rank_number
 
     out = request.out
     if not request.resume or out is None or not out.exists():
         return []
     paths = {item.name: item.path for item in inputs}
-    rows = read_found(out)
+    rows = read_detections(out)
     _check_images(out, [row.file for row in rows if row.file not in paths])
     earlier = _remembered(out)
     known = (earlier or {}).get(IMAGES, {})

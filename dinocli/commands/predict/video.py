@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from dinocore.detections_io import as_found
+from dinocore.detections_io import image_result
 from dinocore.draw.boxes import Box, LabelMemory, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
@@ -186,12 +186,12 @@ def _row(source: str, frame: Frame, detections: Detections, work: Work, track: O
     size, categories = frame.pixels.shape[:2], work.detector.categories
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
     if track is None:
-        found = as_found(source, size, detections, categories, work.least)
+        found = image_result(source, size, detections, categories, work.least)
         return head | found._asdict()
     low = [min(LOW_SCORE, score) for score in work.least]
     keep = detections.scores >= detections.scores.new_tensor(low)[detections.labels]
     tracked = work.detector.named(detections.labels[keep], detections.scores[keep], detections.boxes_xyxy[keep])
-    found = as_found(source, size, tracked, categories, low)
+    found = image_result(source, size, tracked, categories, low)
     rows = [
         d | {"track": None if track_id < 0 else track_id}
         for d, track_id, label in zip(found.detections, track(tracked), tracked.labels.tolist(), strict=True)

@@ -287,7 +287,7 @@ def resumed_run(
     if checkpoint is None:
         state = fresh_state(config, data.train.categories, device, group)
     else:
-        check_same_run(manifest_of(checkpoint), config, data, request.allow_data_change)
+        check_same_run(run, manifest_of(checkpoint), config, data, request.allow_data_change)
         state = resumed_state(checkpoint, config, device, group)
     group.on_main(lambda: _resume(run, config, checkpoint))
     return RunContext(config, data, run, device, request.stop, group), state
@@ -309,7 +309,7 @@ def _find_checkpoint(request: TrainRequest, locks: list[RunLock]) -> tuple[Path,
     before = run_config(run)
     config = load_config(run / "config.toml", request.changes, request.file)
     config = with_moved_drops(config, before, request)
-    for change in changed_settings(before, config):
+    for change in changed_settings(run, before, config):
         warn(f"changed since the run started: {change}")
     check_trackers(config.train)
     _lock(run, locks)

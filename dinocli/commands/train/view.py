@@ -166,7 +166,7 @@ class TrainingView:
         summary = event.metrics.summary
         numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
         numbers = numbers if summary["AP"] >= 0 else "AP: no objects to evaluate on"
-        numbers += f"  ({event.metrics.judged})"
+        numbers += f"  ({event.metrics.evaluated})"
         best = "  best so far" if event.best else ""
         took = clock(time.monotonic() - self.began)
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
@@ -194,13 +194,14 @@ class TrainingView:
 def show_expectation(expected: Expectation) -> None:
     """Print the result of a dry run."""
     steps = counted(expected.steps, "step")
+    basis = "estimated from a few steps, one evaluation and one save"
     first = f"{expected.largest_pass_s:.2f} s for the first pass, with the largest images"
     rows = {
         "memory": f"{expected.peak_memory_mb:.0f} MB at most",
         "step": f"{expected.step_s:.2f} s; {first}",
         "evaluation": f"{expected.evaluation_s:.1f} s, {counted(expected.evaluations, 'time')}",
         "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
-        "run": f"about {roughly(expected.run_s)} for {steps}, estimated from a few steps, one evaluation and one save",
+        "duration": f"about {roughly(expected.run_s)} for {steps}, {basis}",
     }
     for key, value in rows.items():
         stdout.print(f"{key:<12}{value}")

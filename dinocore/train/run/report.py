@@ -15,7 +15,7 @@ from ...data.images import read_image
 from ...data.split import evenly
 from ...errors import DataError
 from ...evaluate.matches import match
-from ...report.judged import judged_marks
+from ...report.examples import image_marks
 from ...report.page import shrink, write_page
 from ...report.parts import MarkedImage
 from ...report.training import RunFacts, training_page
@@ -94,7 +94,7 @@ class ReportFile(RowWriter):
             example = self._image(index)
             if example is not None:
                 scale = example.image.width / val.sizes[index][0]
-                marks = judged_marks(matches, int(val.image_ids[index]), MIN_SCORE)
+                marks = image_marks(matches, int(val.image_ids[index]), MIN_SCORE)
                 marks = [mark._replace(xyxy=[side * scale for side in mark.xyxy]) for mark in marks]
                 shown.append(example._replace(marks=marks))
         return kept["epoch"], shown

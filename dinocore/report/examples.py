@@ -86,12 +86,12 @@ def open_images(
             yield f"{path.name} ({error.what})", None
 
 
-def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str = "") -> MarkedImage:
+def marked_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str = "") -> MarkedImage:
     """The image with its objects and its detections, which are right or wrong at IoU 0.5."""
-    return shrink(MarkedImage(title, image, list(judged_marks(matches, image_id)), note))
+    return shrink(MarkedImage(title, image, list(image_marks(matches, image_id)), note))
 
 
-def judged_marks(matches: Matches, image_id: int, min_score: float = MIN_SCORE) -> Iterator[Mark]:
+def image_marks(matches: Matches, image_id: int, min_score: float = MIN_SCORE) -> Iterator[Mark]:
     """An image's objects, then its detections, most confident first, right or wrong at IoU 0.5; boxes in pixels.
 
     Ignored detections, such as a box within a crowd of its class, are skipped.
