@@ -1,8 +1,9 @@
 """Read results files in COCO's format."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypedDict
+import os
+from pathlib import Path, PurePath
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import DataError
 from ..words import counted
 
 IDS = ("image_id", "category_id")
+REQUIRED = (*IDS, "bbox", "score")
 MAX_SHOWN = 40  # characters of an invalid value in messages
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
@@ -20,10 +22,11 @@ Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 class ResultRow(TypedDict):
     """One detection; `bbox` is x y width height in pixels."""
 
-    image_id: int
+    image_id: int | str  # YOLO tools write the file name without its suffix where that is not a number
     category_id: int
     bbox: Sides
     score: float
+    file_name: NotRequired[str]  # of the image; some tools write it besides
 
 
 class Results(NamedTuple):
@@ -36,7 +39,8 @@ class Results(NamedTuple):
 def read_results(path: Path, annotations: Annotations, allow_orphans: bool = False) -> Results:
     """Read and check results for these annotations; fields that detection doesn't need are dropped.
 
-    If classes with the same name were merged, results of all of them count for the class that was kept.
+    Images are matched by their file names, where the results have them, and otherwise by their ids. If classes with the
+    same name were merged, results of all of them count for the class that was kept.
 
     Args:
         allow_orphans: skip results of images and classes that the annotations don't have.
@@ -45,7 +49,7 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
         DataError: the file is missing or not a list of results, has non-finite numbers, or has results of unknown
             images or classes.
     """
-    rows = _decode(path)
+    rows, notes = _with_image_ids(_decode(path), annotations)
     if merged := dict(annotations.merged_ids):
         rows = [row | {"category_id": merged.get(row["category_id"], row["category_id"])} for row in rows]
     numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
@@ -58,18 +62,50 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
         "image_id": (("image",), set(annotations.image_ids.tolist())),
         "category_id": (("class", "classes"), {category.id for category in annotations.categories}),
     }
-    notes = [_orphans(rows, key, name, known) for key, (name, known) in known_ids.items()]
-    if any(notes) and not allow_orphans:
-        raise DataError(f"{' and '.join(filter(None, notes))} {annotations.file} doesn't have", code="DATA-RESULTS",
+    orphans = [_orphans(rows, key, name, known) for key, (name, known) in known_ids.items()]
+    if any(orphans) and not allow_orphans:
+        raise DataError(f"{' and '.join(filter(None, orphans))} {annotations.file} doesn't have", code="DATA-RESULTS",
                         where=path)  # fmt: skip
     kept = [row for row in rows if all(row[key] in known for key, (_, known) in known_ids.items())]
-    return Results(kept, [f"skipped, {note} the annotations don't have" for note in notes if note])
+    return Results(kept, [*notes, *(f"skipped, {found} the annotations don't have" for found in orphans if found)])
+
+
+def _with_image_ids(rows: list[Any], annotations: Annotations) -> tuple[list[Any], list[str]]:
+    """Replace names of images by ids of the annotations, and say so if the file's own ids are others.
+
+    A name may have other folders, or lack them and its suffix; one that could mean several images is not matched.
+    """
+    if not any("file_name" in row or isinstance(row["image_id"], str) for row in rows):
+        return rows, []
+    images = _images_by_name(annotations)
+    other, found = 0, []
+    for row in rows:
+        names = [str(row[key]).replace("\\", "/") for key in ("file_name", "image_id") if key in row]
+        names += [PurePath(name).name for name in names]
+        image = next((images[name] for name in names if images.get(name) is not None), row["image_id"])
+        if isinstance(image, str) and image.isdecimal() and str(int(image)) == image:
+            image = int(image)
+        other += image != row["image_id"] and not isinstance(row["image_id"], str)
+        found.append({key: row[key] for key in REQUIRED} | {"image_id": image})
+    what = f"{other} of {len(rows)} results have another image_id than the annotations; images are matched by file_name"
+    return found, [what] if other else []
+
+
+def _images_by_name(annotations: Annotations) -> dict[str, int | None]:
+    """Image ids by file name, with and without folders and suffix; None for a name of several images."""
+    names = dict(zip(map(os.fsdecode, annotations.file_names), annotations.image_ids.tolist(), strict=True))
+    images: dict[str, int | None] = {}
+    for name, image in names.items():
+        path = PurePath(name)
+        for key in {str(path.with_suffix("")), path.name, path.stem}:
+            images[key] = None if key in images else image
+    return images | names
 
 
 def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) -> str:
     """A message about results of unknown images or classes, or an empty text."""
     ids = [row[key] for row in rows if row[key] not in known]
-    first = ", ".join(map(str, sorted(set(ids))[:5]))
+    first = ", ".join(map(str, sorted(set(ids), key=lambda one: (isinstance(one, str), one))[:5]))
     return (
         f"{len(ids)} of {len(rows)} results are of {counted(len(set(ids)), *noun)} ({key} {first}) that" if ids else ""
     )
@@ -92,7 +128,9 @@ def _decode(path: Path) -> list[Any]:
         what = f"{len(faults)} of {len(document)} results are invalid; in result {first} (counted from 0), {fault}"
         raise _invalid_results(what, path)
     return [
-        {key: int(row[key]) for key in IDS} | {"bbox": [*map(float, row["bbox"])], "score": float(row["score"])}
+        {key: row[key] if isinstance(row[key], str) else int(row[key]) for key in IDS}
+        | {"bbox": [*map(float, row["bbox"])], "score": float(row["score"])}
+        | ({"file_name": row["file_name"]} if isinstance(row.get("file_name"), str) else {})
         for row in document
     ]
 
@@ -106,9 +144,12 @@ def _fault(row: Any) -> str:
     """Why a row is invalid, or an empty text; NaN is allowed here and reported by `read_results`."""
     if not isinstance(row, dict):
         return f"the entry is {_shown(row)}, not an object"
-    if missing := [f"`{key}`" for key in ResultRow.__annotations__ if key not in row]:
+    if {"file", "detections"} <= row.keys():
+        return "the entry was written by `dino predict`, which leaves out detections of low scores"
+    if missing := [f"`{key}`" for key in REQUIRED if key not in row]:
         return f"it lacks {', '.join(missing)}"
-    if wrong := [key for key in IDS if not (is_number(row[key]) and row[key] % 1 == 0)]:
+    named = isinstance(row["image_id"], str)
+    if wrong := [key for key in IDS[named:] if not (is_number(row[key]) and row[key] % 1 == 0)]:
         return f"`{wrong[0]}` is {_shown(row[wrong[0]])}, not a whole number"
     box = row["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):

@@ -39,6 +39,31 @@ def test_ids_may_be_written_as_pandas_writes_them(read):
     assert read([result(1e0), result()]) == [result(), result()]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a", "1", "/data/val/a.png", "val\\a.png"])
+def test_images_may_be_named_instead_of_numbered(read, name):
+    assert read([result(name)]) == [result()]
+    assert read([result(name, score=1), result(1.0)]) == [result(score=1.0), result()], "also if ids are floats"
+
+
+def test_a_file_name_counts_more_than_an_id(tmp_path):
+    two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/2.png", b"y/1.png"]), starts=np.zeros(3))
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([result(1) | {"file_name": "1.png"}, result(2) | {"file_name": "y/1.png"}]))
+    rows, notes = read_results(path, two)
+    assert rows == [result(2), result(2)]
+    assert notes == ["1 of 2 results have another image_id than the annotations; images are matched by file_name"]
+
+
+def test_a_name_of_two_images_is_not_matched(tmp_path):
+    two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/a.png", b"y/a.png"]), starts=np.zeros(3))
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([result("y/a"), result("x/a.png")]))
+    assert [row["image_id"] for row in read_results(path, two).rows] == [2, 1]
+    path.write_text(json.dumps([result("a")]))
+    with pytest.raises(DataError, match=r"of 1 image \(image_id a\) that"):
+        read_results(path, two)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -47,7 +72,10 @@ def test_ids_may_be_written_as_pandas_writes_them(read):
         ({"annotations": []}, 'its top level is {"annotations": []}, not a list'),
         ([5], "in result 0 (counted from 0), the entry is 5, not an object"),
         ([result(), result(1.5)], "1 of 2 results are invalid; in result 1 (counted from 0), `image_id` is 1.5"),
-        ([result("1")], '`image_id` is "1", not a whole number'),
+        ([result("b")], "1 of 1 results are of 1 image (image_id b) that"),
+        ([result("01")], "1 of 1 results are of 1 image (image_id 01) that"),
+        ([result(1, "1")], '`category_id` is "1", not a whole number'),
+        ([{"file": "a.png", "detections": []}], "written by `dino predict`, which leaves out detections of low scores"),
         ([result(1, True)], "`category_id` is true, not a whole number"),
         ([result(box=[1, 2, 3])], "`bbox` is [1, 2, 3], not four numbers"),
         ([result(box=[1, 2, 3, None])], "`bbox` is [1, 2, 3, null], not four numbers"),
