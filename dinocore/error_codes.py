@@ -115,6 +115,10 @@ FILES = {
         "none of 12 images has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no image", "b.txt", "delete it, or put the image back"),
+    "DATA-LABEL-SHARED": Code(
+        WARNING, "images whose names differ only in the suffix have one label file", "a.txt (a.jpg, a.png)",
+        "rename all but one of them, and give each its own label file",
+    ),
     "DATA-REGION-IGNORED": Code(
         NOTE, "regions that were not annotated, as marked in KITTI and VisDrone, are skipped",
         "12 `DontCare` regions skipped",

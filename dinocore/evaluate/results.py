@@ -64,8 +64,9 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
     }
     orphans = [_orphans(rows, key, name, known) for key, (name, known) in known_ids.items()]
     if any(orphans) and not allow_orphans:
-        raise DataError(f"{' and '.join(filter(None, orphans))} {annotations.file} doesn't have", code="DATA-RESULTS",
-                        where=path)  # fmt: skip
+        what = f"{' and '.join(filter(None, orphans))} {annotations.file} doesn't have"
+        fix = _numbering(rows, known_ids["category_id"][1]) if orphans[1] else ""
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=fix)
     kept = [row for row in rows if all(row[key] in known for key, (_, known) in known_ids.items())]
     return Results(kept, [*notes, *(f"skipped, {found} the annotations don't have" for found in orphans if found)])
 
@@ -109,6 +110,15 @@ def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) 
     return (
         f"{len(ids)} of {len(rows)} results are of {counted(len(set(ids)), *noun)} ({key} {first}) that" if ids else ""
     )
+
+
+def _numbering(rows: list[Any], known: set[int]) -> str:
+    """What to do if the category ids are those of the annotations plus or minus one; otherwise an empty text."""
+    used = {row["category_id"] for row in rows}
+    for step, what, change in ((1, "lower", "add 1 to"), (-1, "higher", "subtract 1 from")):
+        if {number + step for number in used} <= known:
+            return f"category ids seem to be {what} by one than those of the annotations; {change} all of them"
+    return ""
 
 
 def _decode(path: Path) -> list[Any]:

@@ -73,6 +73,15 @@ def test_yolo_images_are_where_its_yaml_says_and_labels_where_images_reads_label
     assert found.boxes.tolist() == [[12, 6, 8, 12], [0, 0, 16, 12]] and found.labels.tolist() == [1, 0]
 
 
+def test_images_whose_names_differ_only_in_the_suffix_share_a_label_file_which_is_reported(tmp_path):
+    put(tmp_path / "data.yaml", "train: images/train\nnames: [cell, dot]")
+    for name in ("a.png", "a.bmp", "b.png"):
+        put(tmp_path / "images" / "train" / name)
+        put(tmp_path / "labels" / "train" / f"{name[0]}.txt", "0 0.5 0.5 0.25 0.5")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.notes == ["label files that several images share: a.txt (a.bmp, a.png)"]
+
+
 @pytest.mark.parametrize(("images", "labels"), [
     ("Images", "Labels"), ("IMAGES", "LABELS"), ("Images", "labels"), ("data/Images/day 1", "data/Labels/day 1"),
 ])  # fmt: skip

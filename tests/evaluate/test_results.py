@@ -54,6 +54,23 @@ def test_a_file_name_counts_more_than_an_id(tmp_path):
     assert notes == ["1 of 2 results have another image_id than the annotations; images are matched by file_name"]
 
 
+@pytest.mark.parametrize(
+    ("ids", "fix"),
+    [
+        ((0, 1, 2), "lower by one than those of the annotations; add 1 to all"),
+        ((2, 3, 4), "higher by one than those of the annotations; subtract 1 from all"),
+        ((0, 1, 4), "give the data and --split"),
+    ],
+)
+def test_category_ids_that_are_off_by_one_are_recognized(tmp_path, ids, fix):
+    three = IMAGE._replace(categories=[Category(1, "a"), Category(2, "b"), Category(3, "c")])
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([result(category_id=number) for number in ids]))
+    with pytest.raises(DataError) as caught:
+        read_results(path, three)
+    assert fix in caught.value.fix
+
+
 def test_a_name_of_two_images_is_not_matched(tmp_path):
     two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/a.png", b"y/a.png"]), starts=np.zeros(3))
     path = tmp_path / "r.json"

@@ -6,6 +6,7 @@ bounding box, or a box with keypoints; this is known from `kpt_shape`, or inferr
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -104,6 +105,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
     labelled = 0
     guard = PathGuard(split.folder or root, follow)
     owners, rows, places = [], [], []
+    users = defaultdict[Path, list[str]](list)  # the images of each label file
     for number, image in enumerate(images, start=1):
         file = label_file(image, split)
         status = guard.status(str(file))
@@ -112,11 +114,14 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
             findings.add("DATA-PATH-ESCAPE", what, [str(file)])
         if status == "ok":
             labelled += 1
+            users[file].append(image.name)
             for line, row in _lines(file, len(split.classes), split.keypoints, findings):
                 owners.append(number)
                 rows.append(row)
                 places.append(f"{file.name} line {line}")
     _report_labels_without_image(images, split, findings)
+    shared = [f"{file.name} ({', '.join(names)})" for file, names in users.items() if len(names) > 1]
+    findings.add("DATA-LABEL-SHARED", "label files that several images share", shared)
     if images and not labelled:
         place = label_file(images[0], split)
         findings.add("DATA-LABEL-NONE", f"none of {len(images)} images has a label file, such as {place}", count=1)
