@@ -1,5 +1,6 @@
 """Training batches: images with their boxes, as stored and as the model sees them, and the objects for a mask."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -86,19 +87,25 @@ def _cell(
 
 
 def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
-    """Images with their boxes, in a grid."""
+    """Images with their boxes, in a grid; a row is as high as its highest image."""
     columns = max(1, math.ceil(math.sqrt(len(cells))))
-    rows = math.ceil(len(cells) / columns)
-    grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), "white")
-    for n, cell in enumerate(cells):
-        image = Image.fromarray(cell.image)
-        scale = CELL / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        scaled = zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
-        boxes = [Box(box, class_color(label), names[label]) for box, label in scaled]
-        corner = (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP))
-        grid.paste(draw_boxes(image.resize(size), boxes), corner)
+    rows = [[_draw_cell(cell, names) for cell in cells[n : n + columns]] for n in range(0, len(cells), columns)]
+    tops = list(itertools.accumulate((GAP + max(image.height for image in row) for row in rows), initial=GAP))
+    grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, tops[-1]), "white")
+    for top, row in zip(tops, rows, strict=False):
+        for n, image in enumerate(row):
+            grid.paste(image, (GAP + n * (CELL + GAP), top))
     return grid
+
+
+def _draw_cell(cell: BatchImage, names: Sequence[str]) -> Image.Image:
+    """An image with its boxes; its longer side has CELL pixels."""
+    image = Image.fromarray(cell.image)
+    scale = CELL / max(image.size)
+    scaled = zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
+    boxes = [Box(box, class_color(label), names[label]) for box, label in scaled]
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return draw_boxes(image.resize(size), boxes)
 
 
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
