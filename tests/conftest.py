@@ -1,5 +1,4 @@
-"""Small data sets that are drawn for a test, solid rectangles on black so that boxes can be measured from pixels; and
-`dino` in this process, as a person types it."""
+"""Shared fixtures: small datasets of solid rectangles, `dino` run in this process, Chromium, and ranks as threads."""
 
 import importlib.util
 import json
@@ -19,10 +18,10 @@ from dinocli import app
 from dinocore.data.formats.layout import Split
 from dinocore.errors import PeerFailed
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: one thread in each, and in what they start
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: use one thread in each, and in subprocesses
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
-if importlib.util.find_spec("numba") is None:  # then it is right to say so, once
+if importlib.util.find_spec("numba") is None:  # then this warning is expected and must not fail a test
 
     def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "default:slow deformable attention:UserWarning")
@@ -37,7 +36,7 @@ TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 
 
 
 def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], categories: dict[int, str]) -> dict[str, Any]:
-    """COCO's structure for images of `size` (width, height) by id, each with its (category id, x, y, w, h)."""
+    """A COCO document with images of `size` (width, height), from (category id, x, y, w, h) boxes by image id."""
     rows = [(image, *row) for image, rows in objects.items() for row in rows]
     return {
         "images": [{"id": i, "file_name": f"{i:04d}.png", "width": size[0], "height": size[1]} for i in objects],
@@ -50,7 +49,7 @@ def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], catego
 
 
 def draw(boxes: list[tuple], size: tuple[int, int]) -> Image.Image:
-    """A black image with one rectangle in each (x, y, w, h): red, green, blue, then mixtures."""
+    """A black image with a solid rectangle at each (x, y, w, h), in red, green, yellow, blue, magenta, cyan, white."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     for n, (x, y, w, h) in enumerate(boxes, start=1):
         pixels[y : y + h, x : x + w] = [255 * bool(n & 1), 255 * bool(n & 2), 255 * bool(n & 4)]
@@ -59,7 +58,7 @@ def draw(boxes: list[tuple], size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture
 def make_coco(tmp_path) -> Callable[..., Split]:
-    """Writes one split of a COCO 2017 folder in tmp_path; `edit` may change its document, or return another one."""
+    """Writes one split of a COCO 2017 folder in tmp_path; `edit` may change the document or return a new one."""
 
     def make(objects=TWO_PICTURES, size=(64, 48), categories={1: "disc", 2: "ring"}, edit=None, name="train"):  # noqa: B006
         document = coco_document(objects, size, categories)
@@ -75,7 +74,7 @@ def make_coco(tmp_path) -> Callable[..., Split]:
 
 @pytest.fixture
 def write_json(tmp_path) -> Callable[[bytes], Split]:
-    """Writes any bytes as the training annotations of tmp_path."""
+    """Writes raw bytes as the training annotations in tmp_path."""
     return lambda content: write_split(tmp_path, "train", content)
 
 
@@ -87,7 +86,7 @@ def write_split(folder: Path, name: str, content: bytes) -> Split:
 
 
 class Result(NamedTuple):
-    """What a command left behind."""
+    """A command's exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -96,7 +95,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium, for pages that have to be seen to work."""
+    """Chromium, for tests of rendered HTML pages."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.fail("pages are tested in Chromium, which is not installed: apt-get install chromium", pytrace=False)
@@ -110,7 +109,7 @@ def browser():
 
 @pytest.fixture
 def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
-    """`dino("predict", "a.jpg")` runs in an empty folder, exit codes and error lines as the real command has them."""
+    """`dino("predict", "a.jpg")` runs in tmp_path, with the exit codes and error messages of the real command."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Result:
@@ -127,8 +126,8 @@ def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
 
 @pytest.fixture
 def thread_group() -> type:
-    """A class of ranks that are threads and meet at a barrier."""
-    from dinocore.system.processes import SingleProcess  # not above: PyTorch must see the variables set there
+    """A process group class whose ranks are threads, synchronised by a barrier."""
+    from dinocore.system.processes import SingleProcess  # imports PyTorch: after setting os.environ
 
     class ThreadGroup(SingleProcess):
         def __init__(self, rank: int, values: list, barrier: threading.Barrier):
@@ -156,7 +155,7 @@ def thread_group() -> type:
 
 @pytest.fixture
 def on_ranks(thread_group) -> Callable[[int, Callable[[Any], Any]], list]:
-    """What `work(group)` returns or raises on each of so many ranks, which are threads."""
+    """Runs `work(group)` on `size` ranks, which are threads; returns each rank's result or exception."""
 
     def run_all(size, work):
         values, barrier, answers = [None] * size, threading.Barrier(size), [None] * size

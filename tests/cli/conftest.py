@@ -1,4 +1,4 @@
-"""Run `dino` in this process, as a person types it."""
+"""Fixtures for command tests: settings of a small model, a dataset, and a finished run."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Presets with other backbones than a ResNet train, are measured and predict."""
+"""Presets with a backbone other than ResNet can be trained, benchmarked and used for prediction."""
 
 import json
 
@@ -12,14 +12,14 @@ PRESETS = ["detrex-swin-t-224-4scale-12e", "detrex-convnext-t-4scale-12e"]
 
 @pytest.fixture(scope="session")
 def reduced(settings):
-    """Everything small but the backbone."""
+    """The settings of the small model, but with the preset's backbone."""
     pairs = [pair for pair in zip(settings[::2], settings[1::2], strict=True) if "backbone=" not in pair[1]]
     return [part for pair in pairs for part in pair] + ["--set", "model.backbone_weights=none"]
 
 
 @pytest.fixture
 def smaller(monkeypatch):
-    """Backbones of the same kinds with fewer layers."""
+    """Replaces Swin-T and ConvNeXt-T with smaller variants."""
     monkeypatch.setitem(swin.SWINS, "swin-t-224", swin.SwinSize(32, (2, 2, 2, 2), 7))
     monkeypatch.setitem(backbone.NORMED, "convnext-t", ("convnext_atto", 1e-6))
 

@@ -1,4 +1,4 @@
-"""A bad file of weights is one line and an exit code in every command; nothing in it runs, nothing is left."""
+"""Every command rejects a bad weights file with one error line, runs no code from it and leaves no output."""
 
 import io
 import json
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 class Evil:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("canary",)
@@ -48,7 +48,7 @@ def header(text: bytes, rest: bytes = b"") -> bytes:
 
 
 def archive(*names: str) -> bytes:
-    """A zip archive of files with nothing in them."""
+    """A zip archive with empty files of these names."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         for name in names:
@@ -57,7 +57,7 @@ def archive(*names: str) -> bytes:
 
 
 def packed_zeros() -> bytes:
-    """A kilobyte that would be a megabyte."""
+    """A compressed checkpoint of about a kilobyte, with a megabyte of zeros."""
     whole, file = pickled({"model": {"x": torch.zeros(250_000)}}), Path("packed.tmp")
     Path("made.tmp").write_bytes(whole)
     with zipfile.ZipFile("made.tmp") as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
@@ -112,7 +112,7 @@ BAD = {
     "sparse": lambda: pickled({"model": {"transformer.level_embeds": torch.zeros(4, 256).to_sparse()}}),
     "complex": lambda: pickled({"model": {"transformer.level_embeds": torch.zeros(4, 256, dtype=torch.complex64)}}),
 }
-WHOLE_FOR_INFO = {"not finite", "another shape", "a tensor missing"}  # these facts are no lie
+WHOLE_FOR_INFO = {"not finite", "another shape", "a tensor missing"}  # their metadata is valid
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -1,4 +1,4 @@
-"""`dino benchmark`: what it measures and says."""
+"""`dino benchmark`: measurements, FLOP counts, profiles and errors."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
 
 @pytest.mark.parametrize("extra", [[], ["--train"]])
 def test_compile_wraps_the_model_and_the_answer_says_so(dino, settings, extra, monkeypatch):
-    """PyTorch's compiler itself takes minutes and is not run here."""
+    """torch.compile is replaced, because it takes minutes."""
     wrapped = []
     monkeypatch.setattr(torch, "compile", lambda model, **options: wrapped.append(model) or model)
     monkeypatch.setattr("dinocore.system.device.check_compiler", lambda *given: None)
@@ -55,12 +55,12 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
     with pytest.raises(EnvironmentFault, match=r"needs a C\+\+ compiler"):
         check_compiler(torch.device("cpu"))
-    check_compiler(torch.device("cuda"))  # which brings its own
+    check_compiler(torch.device("cuda"))  # needs no C++ compiler
 
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed_devices", set())
-    monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)  # its import fails
+    monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)  # makes its import fail
     monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     with pytest.warns(UserWarning, match="slow deformable attention on cpu"):
         assert json.loads(dino("benchmark", *FAST, *settings, "--train", "--json").out)["latency_p50_s"] > 0
@@ -79,7 +79,7 @@ def test_products_of_bytes_are_measured_and_counted(dino, settings):
 @pytest.mark.parametrize("amp", ["off", "auto"])
 def test_float32_is_profiled_without_tf32(tmp_path, monkeypatch, amp):
     seen = []
-    monkeypatch.setattr("dinocore.system.device._without_tf32", _WithoutTF32())  # another test's training may be open
+    monkeypatch.setattr("dinocore.system.device._without_tf32", _WithoutTF32())  # the shared one may be in use
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
 
     def call():
@@ -103,8 +103,8 @@ def test_our_operation_is_counted(dino, settings):
     def flops(*extra):
         return json.loads(dino("benchmark", *FAST, *settings, "--json", *extra).out)["flops"]
 
-    ours, reference = flops(), flops("--ops", "reference")  # grid_sample has no formula in torch's counter
-    assert 1.001 * reference < ours < 1.2 * reference  # and packed layers count as those that they replace
+    ours, reference = flops(), flops("--ops", "reference")  # torch's counter has no formula for grid_sample
+    assert 1.001 * reference < ours < 1.2 * reference  # prepacked layers count like the layers they replace
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -123,7 +123,7 @@ def test_attention_between_queries_is_counted_on_a_cpu():
     q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED) as forward:
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert forward.get_total_flops() == 2 * (2 * 2 * 4 * 10 * 10 * 8)  # scores, and values weighed by them
+    assert forward.get_total_flops() == 2 * (2 * 2 * 4 * 10 * 10 * 8)  # attention scores, and weighted sum of values
     with FlopCounterMode(display=False, custom_mapping=CORRECTED) as backward:
         attended.sum().backward()
     assert backward.get_total_flops() >= 2 * forward.get_total_flops()

@@ -1,8 +1,8 @@
-"""The whole thing learns: drawn images by heart, whatever ids a file gives its classes and images.
+"""Training memorises a few synthetic images, whatever category and image ids the annotation file uses.
 
-One training goes all the way: ids with gaps, a class that nothing belongs to and Roboflow's heading. The other files
-differ in their ids alone. For them a few steps must lead to the same weights to the last bit, and what was learned by
-heart, carried over to their classes by name, must answer in their ids.
+One full run trains on a file that has ids with gaps, a class without objects and Roboflow's heading, a root category
+without objects. The other files differ only in their ids. Short runs on them must give bitwise identical weights, and
+the memorised weights, carried over to their classes by name, must detect the same objects with their ids.
 """
 
 import json
@@ -18,8 +18,8 @@ from dinocore.model.build import build_model
 from dinocore.train.transfer import carry_over
 from dinocore.weights.file import load_weights, save_weights
 
-DRAWN = {1: "plate", 2: "white", 3: "red"}  # what the sample's classes are called here; the starting weights know none
-SCHEMES = {  # ids by name, in the order of the file; names in the order of their ids are the same in all
+DRAWN = {1: "plate", 2: "white", 3: "red"}  # new names of the sample's classes; the initial weights have none of them
+SCHEMES = {  # id by name, in file order; sorted by id, the names have the same order in all
     "from 0": {"plate": 0, "white": 1, "red": 2},
     "from 1": {"plate": 1, "white": 2, "red": 3},
     "gaps, unsorted": {"white": 7, "plate": 3, "red": 90},
@@ -34,7 +34,7 @@ QUIET = [
 
 
 def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
-    """Other ids for classes; where `shuffled`, also for images, and no list in the order of its ids."""
+    """Change the category ids; if `shuffled`, also change the image ids and reorder images and annotations."""
     heading = {"supercategory": "cells"} if "cells" in ids else {}
     content["categories"] = [{"id": i, "name": name, **heading} for name, i in ids.items()]
     image_folder = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
@@ -46,11 +46,11 @@ def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
         content["images"].reverse()
         content["annotations"].sort(
             key=lambda row: row["image_id"]
-        )  # their order in an image counts: noise is drawn so
+        )  # stable, since an image's denoising noise depends on the order of its objects
 
 
 def make(folder: Path, scheme: str) -> Path:
-    """Three images, to train on and to be judged by; returns the annotations."""
+    """Write three images, for both training and evaluation; return the annotation file."""
     write_sample_data(folder, num_images=4, seed=11, size=(160, 120))
     (folder / "annotations" / "instances_val2017.json").unlink()
     shutil.rmtree(folder / "val2017")
@@ -79,7 +79,7 @@ def learn(dino):
 
 @pytest.fixture
 def answers_in_ids_of(dino, tmp_path):
-    """AP >= 0.95, and what is found with confidence has exactly the file's pairs of image and class, in its ids."""
+    """Checks AP >= 0.95, and that detections scoring >= 0.5 have exactly the file's pairs of image and category id."""
 
     def check(weights: Path, folder: Path, file: Path) -> None:
         content = json.loads(file.read_text())
@@ -90,7 +90,7 @@ def answers_in_ids_of(dino, tmp_path):
         expected = {(row["image_id"], row["category_id"]) for row in content["annotations"]}
         assert {(d["image_id"], d["category_id"]) for d in found if d["score"] >= 0.5} == expected
         names = {row["id"]: row["name"] for row in content["categories"]}
-        assert "cells" not in {names[d["category_id"]] for d in found}, "a heading is no class"
+        assert "cells" not in {names[d["category_id"]] for d in found}, "a heading was detected"
         image_folder = {row["file_name"]: row["id"] for row in content["images"]}
         predicted = dino("predict", folder, "--weights", weights, "--threshold", 0.5, "--json")
         items = json.loads(predicted.out)

@@ -1,4 +1,4 @@
-"""The table of classes is readable for three classes and for eighty."""
+"""The table of carried-over classes is readable for a few classes and for eighty."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Commands from end to end, wrong inputs, exit codes and streams."""
+"""Commands end to end: results, invalid inputs, exit codes, stdout and stderr."""
 
 import csv
 import json
@@ -248,10 +248,10 @@ def test_an_interrupted_prediction_keeps_its_results_and_resume_does_the_rest(
     assert Path(".boxes.json.resume").is_file()
     result = dino(*requested, "--resume")
     assert result.code == 0 and "boxes.json has 3 of 8 images" in result.err
-    assert len(seen) == len(set(seen)) == 8, "each is looked at once"
-    assert not Path(".boxes.json.resume").exists(), "it is whole"
+    assert len(seen) == len(set(seen)) == 8, "an image was processed twice"
+    assert not Path(".boxes.json.resume").exists(), "not removed after the last image"
     resumed = Path("boxes.json").read_text()
-    assert dino(*requested).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
+    assert dino(*requested).code == 0 and Path("boxes.json").read_text() == resumed, "differs from an uninterrupted run"
 
 
 def test_foreign_files_are_not_resumed(dino, image_file):
@@ -323,7 +323,7 @@ def test_in_a_run_of_another_length_drops_move_where_the_rate_has_any(schedule, 
 
 
 def test_drops_of_a_rate_that_has_none_are_reported_to_change_nothing(dino):
-    settings = ("train.lr_drop_epochs=[3]", "data.path='none'")  # the warning comes before the data is looked for
+    settings = ("train.lr_drop_epochs=[3]", "data.path='none'")  # the warning precedes the data error
     changed = [part for setting in settings for part in ("--set", setting)]
     for schedule, warned in (("cosine", True), ("step", False)):
         result = dino("train", *changed, "--set", f"train.lr_schedule={schedule}", "--output-dir", "run")
@@ -367,7 +367,7 @@ def test_a_kernel_that_is_compiled_is_announced_once(dino, monkeypatch, capsys):
     from dinocore.model.ops.numba import kernels
 
     monkeypatch.setattr(kernels.COMPILE_ANNOUNCER, "warned", False)
-    dino("presets", "tiny")  # from here on the log is heard
+    dino("presets", "tiny")  # sets up logging to stderr
     messages = []
     for module in ("another", "dinocore.mine", "dinocore.mine"):
         exec("def double(x):\n    return 2 * x", place := {"__name__": module})
@@ -485,7 +485,7 @@ def test_results_are_written_with_the_ids_of_the_data_that_they_are_evaluated_by
     for file in data.glob("annotations/*.json"):
         document = json.loads(file.read_text())
         ids = [row["id"] for row in document["categories"]]
-        other = dict(zip(ids, [*ids[1:], ids[0]], strict=True))  # each class has the id of another one
+        other = dict(zip(ids, [*ids[1:], ids[0]], strict=True))  # each class gets another one's id
         for row in document["categories"]:
             row["id"] = other[row["id"]]
         for row in document["annotations"]:
@@ -553,7 +553,7 @@ def test_results_of_two_ids_of_one_name_are_evaluated_as_one_class(dino, tmp_pat
 
 
 def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, image_folder):
-    """Ids from 0 where the file has them from 1 are nearly all known, and would be judged without a word."""
+    """If category ids start at 0 instead of 1, most are still valid, so the others must not be silently ignored."""
     row = {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}
     known = json.loads((image_folder / "annotations" / "instances_val2017.json").read_text())["images"][0]["id"]
     good = row | {"image_id": known}

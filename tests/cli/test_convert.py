@@ -1,4 +1,4 @@
-"""`dino convert` and `dino info`, with small weights in the layouts of others, and with bad files."""
+"""`dino convert` and `dino info`, with small weights in official DINO's layout, and with bad files."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ num_classes = 91
 
 
 class Evil:
-    """Writes a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("canary",)
@@ -38,7 +38,7 @@ class Evil:
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """A small model as official DINO would have saved it."""
+    """A small model's checkpoint in official DINO's layout, and its preset file."""
     preset = tmp_path_factory.mktemp("preset") / "small.toml"
     preset.write_text(SMALL)
     config = load_config(preset)
@@ -159,7 +159,7 @@ def test_the_position_encoding_that_a_file_tells_is_used(official, dino, monkeyp
     assert done.weights.config.model.position_temperature == 50
     assert any("position_temperature = 50" in note for note in done.notes)
     requested = convert_file(_here("told.pth"), ConversionRequest(preset=str(official[1])))
-    assert requested.weights.config.model.position_temperature == 20, "what is asked for counts"
+    assert requested.weights.config.model.position_temperature == 20, "an explicit preset takes precedence"
 
 
 def test_more_classes_than_rows_of_the_label_embedding_are_refused(official, dino, tmp_path):

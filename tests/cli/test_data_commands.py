@@ -1,4 +1,4 @@
-"""The commands about data as a person types them, and how they behave in odd surroundings (C rows)."""
+"""The data commands, also in unusual environments and with malicious files."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_check_data_strict_html_json_and_fix(dino, mine, tmp_path):
     assert result.code == 3 and found["errors"] == 1
     assert {"DATA-BOX-NAN", "DATA-BOX-FLAT"} <= {finding["code"] for finding in found["findings"]}
     assert "DATA-BOX-NAN" in (tmp_path / "new" / "report.html").read_text()
-    assert before.read_bytes() == content, "never edited in place"
+    assert before.read_bytes() == content, "--fix edited the file in place"
     changes = [json.loads(line) for line in (tmp_path / "new" / "fixed.json.log").read_text().splitlines()]
     assert [change["row"] for change in changes] == [0, 1]
     shutil.copy(tmp_path / "new" / "fixed.json", before)
@@ -109,7 +109,7 @@ def test_convert_data_writes_a_data_set_that_is_found_and_whole(dino, mine, tmp_
     assert dino("convert-data", mine, "else", "--to", "csv").code == 2
 
 
-# C rows, in processes of their own
+# in subprocesses
 
 
 def run(*arguments, **more):
@@ -140,7 +140,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 @pytest.mark.slow
 def test_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine, tmp_path):
-    """900 megapixels in about 100 kB of zeros; and a link to a file whose reading would block for ever."""
+    """A 900-megapixel PNG of about 100 kB, and a symlink to a FIFO outside the folder, which would block if opened."""
     head = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(30000 * 3751), 9)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -158,7 +158,7 @@ def test_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine,
     found = {finding["code"] for finding in json.loads(result.stdout)["findings"]}
     assert result.returncode == 3 and {"DATA-IMAGE-LARGE", "DATA-PATH-ESCAPE"} <= found
     before = int(subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, cwd=ROOT).stdout)
-    assert (int(result.stderr.split()[-1]) - before) / 1024 < 500, "MB beyond what imports take"
+    assert (int(result.stderr.split()[-1]) - before) / 1024 < 500, "peak memory in MB, minus that of the imports"
 
 
 @pytest.mark.slow

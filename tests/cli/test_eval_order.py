@@ -1,4 +1,4 @@
-"""Of several ranks, rank 0 compares two evaluations only when no other rank waits; and whose ids detections have."""
+"""`dino eval --compare` gets both sources' detections before the analysis; detections keep their category ids."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from dinocore.system.processes import SingleProcess
 
 
 class Judged(Exception):
-    """Where this test has seen enough."""
+    """Raised to end the comparison when the analysis starts."""
 
 
 def test_both_are_detected_before_rank_0_evaluates_alone(monkeypatch):

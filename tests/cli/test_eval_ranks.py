@@ -1,4 +1,4 @@
-"""`dino eval` by several ranks gives what one process gives, to the last digit."""
+"""`dino eval` on several ranks gives exactly the results of one process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from dinocore.stream.slices import Slicing
 
 @pytest.fixture
 def opened(run_folder, image_folder):
-    """The detector of a run, and the images it was trained on."""
+    """A run's detector, and the annotations it was trained on."""
     torch.set_num_threads(1)
     detector = load_detector(run_folder, amp="off")
     return detector, open_split(DataConfig(path=str(image_folder)), "train", detector.categories)
@@ -31,7 +31,7 @@ def opened(run_folder, image_folder):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_give_the_images_of_one_process_in_its_order(on_ranks, opened, monkeypatch, size, slicing):
     detector, annotations = opened
-    monkeypatch.setattr("dinocore.evaluate.coco.GATHER_EVERY", 2)  # more than one round, and the last one not full
+    monkeypatch.setattr("dinocore.evaluate.coco.GATHER_EVERY", 2)  # two rounds; with 3 ranks, one is not full
     alone = list(detect_all(detector, annotations, slicing=slicing))
     assert len(alone) == 8 and any(found for found, _ in alone)
     shared = on_ranks(size, lambda group: list(detect_on_ranks(detector, annotations, group, slicing)))

@@ -1,4 +1,4 @@
-"""A disk that fills up while a command works: its message, and that nothing that was found is lost."""
+"""A disk that fills up during a command: error messages, and earlier results that are kept."""
 
 import errno
 import io
@@ -36,7 +36,7 @@ class FullDisk(io.RawIOBase):
         return no_space() if self.full else len(data)
 
 
-@pytest.mark.parametrize("length", [10, 100_000])  # Python drops what is longer than its buffer
+@pytest.mark.parametrize("length", [10, 100_000])  # shorter and longer than the buffer: `flush` or `write` fails
 def test_an_error_of_stdout_is_known_as_its_own_however_much_is_written(monkeypatch, length):
     disk = FullDisk()
     stream = io.TextIOWrapper(io.BufferedWriter(disk), "utf-8")
@@ -46,7 +46,7 @@ def test_an_error_of_stdout_is_known_as_its_own_however_much_is_written(monkeypa
     with pytest.raises(StdoutFault, match="No space left"):
         sys.stdout.write("x" * length)
         sys.stdout.flush()
-    disk.full = False  # for what is written when it is closed
+    disk.full = False  # so that closing the stream can flush it
 
 
 @pytest.mark.parametrize("command", [["convert-data", "IN", "new", "--to", "yolo"], ["sample-data", "new", "-n", "4"]])
@@ -68,7 +68,7 @@ def test_a_data_set_on_a_read_only_disk_is_refused_at_the_start(dino, monkeypatc
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("dinocore.system.files.tempfile.TemporaryFile", read_only)
-    done = dino(*command)  # there is not even the data to convert
+    done = dino(*command)  # before the missing input folder is noticed
     assert done.code == 5 and "new cannot be written: Read-only file system" in done.err and "space" not in done.err
 
 

@@ -1,4 +1,4 @@
-"""What a person reads before anything runs: help, completion, and the comments of settings."""
+"""Help pages, tab completion, and the documentation of settings."""
 
 import re
 import sys
@@ -70,7 +70,7 @@ def test_tab_offers_presets_settings_and_their_values():
     ],
 )
 def test_bash_which_splits_words_at_the_equals_sign_gets_what_follows_it(dino, monkeypatch, words, offered):
-    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # else the program is `python -m pytest`
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # else click sees `python -m pytest`
     monkeypatch.setenv("_DINO_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "\n".join(["dino", *words]))
     monkeypatch.setenv("COMP_CWORD", str(len(words)))

@@ -1,4 +1,4 @@
-"""`dino inspect-mask`: what it prints where, what it writes, and how it refuses."""
+"""`dino inspect-mask`: what it prints to stdout and stderr, the files it writes, and its errors."""
 
 import io
 import json
@@ -21,7 +21,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def inspect_mask(monkeypatch, capsys) -> Callable[..., Result]:
-    """Run `dino inspect-mask` in this process, exit codes and error lines as the real command has them."""
+    """Runs `dino inspect-mask` in this process, with the exit codes and error messages of the real command."""
     for name in ("LC_ALL", "LC_CTYPE", "LANG", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -180,7 +180,7 @@ def test_out_is_recognised_by_its_suffix(inspect_mask, tmp_path, name, start):
 
 
 def test_the_mask_of_real_images(inspect_mask, make_coco, tmp_path):
-    """0007.png has a disc and a ring, 0009.png one disc."""
+    """0007.png has a disc and a ring, 0009.png one ring."""
     make_coco()
     arguments = ["--preset", "tiny", "--data", tmp_path, "--dn-groups", 2, "--query", 1]
     result = inspect_mask(*arguments, "--images", "0007.png", "--images", "0009.png")

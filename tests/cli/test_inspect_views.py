@@ -1,4 +1,4 @@
-"""`dino inspect-matching` and `dino inspect-attention`: what they print where, and how they refuse."""
+"""`dino inspect-matching`, `inspect-attention` and `inspect-proposals`: output, files and errors."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, image_folder, tmp
         (["inspect-attention", "--at", "1,1", "--level", -1], 2),
         (["inspect-attention", "--out", "a.jpg"], 2),
         (["inspect-matching", "--split", "elsewhere"], 2),
-        (["inspect-matching", "--split", "test"], 3),  # the drawn data have none
+        (["inspect-matching", "--split", "test"], 3),  # the synthetic data has none
         (["inspect-matching", "--out", "."], 2),
         (["inspect-matching", "--report", "."], 2),
         (["inspect-matching", "--run", "nowhere"], 4),
@@ -99,7 +99,7 @@ def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, ru
     assert judged["judged"] == 1 and judged["recall"]
     (tmp_path / name).write_bytes(inside.read_bytes())
     outside = json.loads(dino("inspect-proposals", name, "--weights", run_folder, "--json").out)
-    assert outside["judged"] == 0, "another file of the same name"
+    assert outside["judged"] == 0, "a file outside the dataset with the same name as one of its images"
     whole = json.loads(dino("inspect-proposals", "--weights", run_folder, "--json").out)
     assert whole["judged"] == len(whole["pictures"]) == len(list((image_folder / "val2017").iterdir()))
 

@@ -1,4 +1,4 @@
-"""What `dino train --gpus N` says and returns when ranks fail."""
+"""Messages and exit codes of `dino train --gpus N` when ranks fail."""
 
 import signal
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from dinocli.launch import _exit_code
     ("codes", "expected", "message"),
     [
         ({0: 143, 1: 143}, 143, ""),
-        ({0: -15, 1: 143}, 143, ""),  # saved and ended; the agent was quicker than the other rank's end
+        ({0: -15, 1: 143}, 143, ""),  # rank 1 saved and exited; the agent terminated rank 0 before it could
         ({0: -15, 1: -9}, 5, "rank 1 was killed by SIGKILL"),
         ({0: 5, 1: -9}, 5, "rank 1 was killed by SIGKILL"),
         ({0: -15, 1: 6}, 6, "rank 1 exited with code 6"),

@@ -1,4 +1,4 @@
-"""What a terminal shows during a training."""
+"""Training progress in the terminal and in log.txt."""
 
 import json
 from io import StringIO
@@ -34,13 +34,13 @@ def test_the_numbers_keep_to_their_lines(width):
     assert lines[2].split() == ["matching", *["123.457"] * 3, "AP", "0.1234,", "best", "0.1234", "in", "epoch", "1234"]
     assert lines[3].split()[:7] == ["first", "stage", *["123.457"] * 3, "speed", "2.0"]
     assert lines[3].rstrip().endswith("img/s, 25% waiting for data")
-    assert lines[4].split() == ["memory", "12,345", "MB"]  # without denoising there is no line of it
+    assert lines[4].split() == ["memory", "12,345", "MB"]  # no denoising row, because there are no denoising losses
 
 
 def test_a_line_of_the_log_says_the_same():
     line = "loss 1234.57 · matching 123.46/123.46/123.46 · first stage 123.46/123.46/123.46"
     assert in_a_line(NUMBERS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
-    assert in_a_line({}) == ""  # a resumed run may begin with an evaluation
+    assert in_a_line({}) == ""  # a resumed run may evaluate before its first step
 
 
 def test_a_new_term_and_a_new_stage_of_the_loss_are_shown_by_their_names_in_the_log():

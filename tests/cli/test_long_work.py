@@ -1,4 +1,4 @@
-"""`dino predict` for hours, in small: memory stays flat, and a kill costs nothing. All of it is slow."""
+"""Long runs of `dino predict`: memory does not grow, and finished parts survive a kill. All tests are slow."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Of the smallest model: what it finds is arbitrary, and always the same."""
+    """Weights of a tiny untrained model; its detections are arbitrary but reproducible."""
     torch.manual_seed(0)
     config = override(load_config("r50-4scale", overrides=TINY), ["model.num_classes=2"], ("model",))
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -38,7 +38,7 @@ def weights(tmp_path_factory):
 
 
 def start(folder, *arguments, rank=0, size=1):
-    """`dino predict` in a process of its own; of several ranks one, as torchrun would start it."""
+    """`dino predict` in a subprocess; if `size` > 1, as one rank, with the environment variables that torchrun sets."""
     told = {"OMP_NUM_THREADS": "1"}
     if size > 1:
         told |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
@@ -52,7 +52,7 @@ def resident_mb(pid):
 
 
 def memory_by_lines(process, lines):
-    """(lines written, MB) while a process writes lines, some ten times a second; then its exit code and words."""
+    """(lines written, resident MB) about ten times a second until the process exits; its exit code and stderr."""
     samples = []
     while process.poll() is None:
         content = lines.read_bytes().count(b"\n") if lines.exists() else 0
@@ -62,7 +62,7 @@ def memory_by_lines(process, lines):
 
 
 def growth(samples, total):
-    """MB between the second and the last quarter of the work, at the peaks."""
+    """Growth of the peak memory from the second to the last quarter of the work, in MB."""
     second = [mb for done, mb in samples if 0.25 * total <= done < 0.5 * total and mb]
     last = [mb for done, mb in samples if 0.75 * total <= done < total and mb]
     assert second and last, samples
@@ -111,7 +111,7 @@ def test_two_ranks_that_are_killed_continue_with_three_and_of_10000_images_none_
     dino, weights, tmp_path
 ):
     count, rng = 10_000, np.random.default_rng(0)
-    size = min(256, count // 64)  # of a part
+    size = min(256, count // 64)  # images per part
     number = -(-count // size)
     (tmp_path / "many").mkdir()
     for k in range(count):
@@ -132,10 +132,10 @@ def test_two_ranks_that_are_killed_continue_with_three_and_of_10000_images_none_
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("*/*.jsonl")}
     assert 20 <= len(kept) < number
     again = [start(tmp_path, *given, rank=rank, size=3) for rank in range(3)]
-    while again[0].poll() is None and parts.exists():  # rank 0 removes them at the end
+    while again[0].poll() is None and parts.exists():  # rank 0 removes the parts at the end
         for path, written in kept.items():
             try:
-                assert path.stat().st_mtime_ns == written, "a finished part is not done again"
+                assert path.stat().st_mtime_ns == written, "a finished part was processed again"
             except FileNotFoundError:
                 break
         time.sleep(0.2)

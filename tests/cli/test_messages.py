@@ -1,4 +1,4 @@
-"""What a command says: what to type next, and one verb for what it wrote."""
+"""Messages: suggested commands, consistent wording for written files, and errors about inputs."""
 
 import json
 import re

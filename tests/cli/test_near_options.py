@@ -1,4 +1,4 @@
-"""An option that a command does not have: the message names the one that was meant."""
+"""The error about an unknown option suggests the option that was meant."""
 
 import pytest
 

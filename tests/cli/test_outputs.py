@@ -1,4 +1,4 @@
-"""Where a file or a folder is to be written is checked before any work, by every command in the same words."""
+"""Every command checks its output path before any work, with the same messages."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from PIL import Image
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_file
 
-FILES = {  # a command with a file to write, and a suffix that it may have
+FILES = {  # a command up to the option for an output file: an accepted suffix
     ("benchmark", "--profile"): ".json",
     ("check-data", "nowhere", "--html"): ".html",
     ("check-data", "nowhere", "--fix"): ".json",
@@ -112,4 +112,4 @@ def test_another_name_than_an_images_own_is_reported(dino, run_folder, tmp_path)
     name = "using a different name for 1 image: "
     assert name in result.err and result.err.split(name)[1].splitlines()[0].endswith("x.png as x-2")
     assert sorted(path.name for path in Path("labels").iterdir()) == ["classes.txt", "x-2.txt", "x.txt"]
-    assert name not in dino(*folder, "--out", "boxes.json").err  # each entry has its image's name
+    assert name not in dino(*folder, "--out", "boxes.json").err  # each JSON entry has its image's path

@@ -1,4 +1,4 @@
-"""`dino predict` at the size of real work: file names, slices, several ranks, videos."""
+"""`dino predict` at scale: file names, resuming, slices, several ranks, and videos."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def one_line(text):
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory):
-    """Weights of a small model that nobody trained: what it finds is arbitrary, and always the same."""
+    """Weights of a small untrained model; its detections are arbitrary but reproducible."""
     torch.manual_seed(0)
     config = load_config("r50-4scale", overrides=SMALL)
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
@@ -58,7 +58,7 @@ def image_file(image_folder):
 
 @pytest.fixture
 def three(tmp_path):
-    """Three images, two of one name and one of the name that the second would get."""
+    """Folders of three images: two with the same name, and one with the name that the second would be given."""
     for k, name in enumerate(("x/a.jpg", "y/a.jpg", "z/a-2.jpg")):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(draw_smear(5, k, (96, 72))[0]).save(tmp_path / name)
@@ -81,7 +81,7 @@ def test_an_image_called_classes_does_not_overwrite_yolos_list_of_classes():
     assert output_stems(["q/classes.jpg", "b.jpg", "-"], "yolo") == {
         "q/classes.jpg": "classes-2", "b.jpg": "b", "-": "stdin"
     }  # fmt: skip
-    assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems see no difference"
+    assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems ignore case"
 
 
 def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, image_file):
@@ -145,7 +145,7 @@ def test_what_other_weights_or_options_found_is_not_resumed(dino, small_weights,
         for rank in (1, 0):
             as_rank(monkeypatch, rank)
             assert dino(*given).code == (7 if rank == 0 else 0)
-        for name in ("RANK", "WORLD_SIZE"):  # one goes on with what two began
+        for name in ("RANK", "WORLD_SIZE"):  # one process resumes what two ranks started
             monkeypatch.delenv(name)
     else:
         assert dino(*given).code == 7
@@ -195,7 +195,7 @@ def test_an_image_that_changed_since_is_processed_again(dino, small_weights, thr
 @pytest.mark.parametrize("left", [False, True])
 def test_an_image_that_was_replaced_by_an_older_file_is_looked_at_again(dino, small_weights, three, out, left):
     good = Path("x/a.jpg").read_bytes()
-    if left:  # an image is missing in --out
+    if left:  # then --out lacks an image, and .OUT.resume has the size and time of each image
         Path("x/a.jpg").write_bytes(b"bad")
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", out)
     assert dino(*given).code == (7 if left else 0)
@@ -205,7 +205,7 @@ def test_an_image_that_was_replaced_by_an_older_file_is_looked_at_again(dino, sm
     Image.fromarray(draw_smear(5, 9, (80, 60))[0]).save("older.jpg")
     os.utime("older.jpg", (1, 1))
     os.replace("older.jpg", "y/a.jpg")
-    if left:  # even if --out seems to be written after that
+    if left:  # even if --out is newer
         later = Path(out).stat().st_mtime + 5
         os.utime(out, (later, later))
     result = dino(*given, "--resume")
@@ -225,7 +225,7 @@ def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(di
     assert f"{out} has 2 images that this command does not name, such as x/a.jpg" in one_line(result.err)
     Path("y/a.jpg").unlink()
     result = dino("predict", three[0], three[2], *given, "--resume")
-    assert result.code == 0, "an image that is gone is in nobody's way"
+    assert result.code == 0, "a deleted image must not block --resume"
     assert Path(out).read_text().count('"file"') == 2
 
 
@@ -311,7 +311,7 @@ def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_wei
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "100")
     assert result.code == 0 and "shrunk" not in result.err
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "500")
-    assert result.code == 0 and "ribbon.png is shrunk by a factor of 5.3" in result.err, "a slice is 500 wide"
+    assert result.code == 0 and "ribbon.png is shrunk by a factor of 5.3" in result.err, "a slice is 500 pixels wide"
 
 
 def test_an_evaluation_says_which_images_shrink_by_much(dino, small_weights, tmp_path):
@@ -375,7 +375,7 @@ def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_w
     written = {path: path.stat().st_mtime_ns for path in Path("both.json.parts").glob("*/*.jsonl")}
     assert len(written) == 4
     assert dino(*given, "both.json").code == 0
-    assert written == {path: path.stat().st_mtime_ns for path in written}, "finished parts are not done again"
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "a finished part was processed again"
     monkeypatch.setenv("RANK", "0")
     assert dino(*given, "both.json").code == 0 and not Path("both.json.parts").exists()
     both, alone = (json.loads(Path(name).read_text()) for name in ("both.json", "alone.json"))
@@ -399,7 +399,7 @@ def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, image_folde
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         assert dino("predict", image_folder / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
-    assert hidden == [True, True, False, False], "8 images in four parts"
+    assert hidden == [True, True, False, False], "each of the two ranks processes two of the four parts"
 
 
 def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, image_folder, monkeypatch):
@@ -448,7 +448,7 @@ def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small
         Path(name).write_bytes(b"bad")
     monkeypatch.setattr("dinocli.commands.predict.parts.MAX_ERRORS", 1)
     as_rank(monkeypatch, 0)
-    monkeypatch.setattr("dinocli.commands.predict.parts.world_size", lambda: 1)  # it does the other's parts, too
+    monkeypatch.setattr("dinocli.commands.predict.parts.world_size", lambda: 1)  # rank 0 processes all parts
     result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
     assert result.code == 7 and "y/a.jpg" in result.err and "z/a-2.jpg" not in result.err
     assert "1 more images could not be read" in result.err
@@ -462,7 +462,7 @@ def test_parts_of_another_request_are_not_reused(dino, small_weights, three, mon
     if change == "drawings":
         given += ["--save-images", "drawn"]
     else:
-        Image.new("RGB", (80, 60)).save("y/a.jpg")  # of the same name
+        Image.new("RGB", (80, 60)).save("y/a.jpg")  # another image with the same name
     assert dino(*given).code == 0
     assert len(list(Path("a.json.parts").iterdir())) == 2
     as_rank(monkeypatch, 0)
@@ -482,12 +482,12 @@ def test_a_rank_that_comes_after_the_merge_ends_at_once_and_a_new_command_works_
         as_rank(monkeypatch, rank)
         assert dino(*given).code == 0
     as_rank(monkeypatch, 1)
-    late = dino(*given)  # started again by SLURM
+    late = dino(*given)  # restarted by SLURM
     assert late.code == 0 and not Path("a.json.parts").exists()
     monkeypatch.delenv("SLURM_JOB_ID")
     mark, now = Path(".a.json.merged"), time.time()
     os.utime(mark, (now + 1000, now + 1000))
-    slow = dino(*given)  # began before the merge
+    slow = dino(*given)  # started before the merge
     assert slow.code == 0 and not Path("a.json.parts").exists()
     os.utime(mark, (now - 1000, now - 1000))
     for rank in (1, 0):
@@ -498,7 +498,7 @@ def test_a_rank_that_comes_after_the_merge_ends_at_once_and_a_new_command_works_
 
 
 def with_width_7(path):
-    """Mark the first image of a file of results, so that it can be seen whether it was taken from there."""
+    """Set the width of the first image in a results file to 7, to show later whether this result was reused."""
     path.write_text(re.sub(r'"width": ?\d+', '"width": 7', path.read_text(), count=1))
 
 
@@ -549,10 +549,10 @@ def test_a_rank_ends_when_its_launcher_is_killed():
     assert process.stdout.readline() == "up\n"
     begun = time.monotonic()
     process.kill()
-    assert process.communicate()[0] == "" and time.monotonic() - begun < 30, "the pipe closes when the rank has ended"
+    assert process.communicate()[0] == "" and time.monotonic() - begun < 30, "the pipe closes when the rank has exited"
 
 
-# names and ends --------------------------------------------------------------------------------------------------
+# file names, resuming --------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_named_in_two_ways_is_processed_once(tmp_path, monkeypatch):
@@ -575,7 +575,7 @@ def test_resume_is_advised_only_where_images_are_left(done, advised):
 
 @pytest.fixture
 def video(tmp_path):
-    """40 frames at 20 per second of noise, and a light bar that goes right; its path."""
+    """Path of a video of 40 frames at 20 fps: a bright bar moves right over noise."""
     av = pytest.importorskip("av")
     path, noise = tmp_path / "video.mp4", np.random.default_rng(0)
     with av.open(str(path), "w") as container:
@@ -627,7 +627,7 @@ def test_damage_in_a_video_is_reported_and_the_rest_is_processed(dino, small_wei
     result = dino("predict", video, "--weights", small_weights, "--out", "f.jsonl")
     assert result.code == 0 and "is damaged after frame" in result.err
     numbers = [json.loads(line)["frame"] for line in Path("f.jsonl").read_text().splitlines()]
-    assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "frames behind it keep their numbers"
+    assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "later frames keep their numbers"
 
 
 def test_options_that_do_not_work_for_video_are_refused(dino, video, image_file):
@@ -671,7 +671,7 @@ def test_tracks_keep_their_identity_through_a_crossing():
     from dinocore.stream.video import ObjectTracker
 
     track, seen = ObjectTracker(25, 0.3), []
-    for k in range(40):  # one goes right, one goes left a little below; their boxes cover each other at k = 20
+    for k in range(40):  # one object moves right, one left and slightly lower; at k = 20 their boxes overlap
         boxes = torch.tensor([[5.0 * k, 50, 5 * k + 40, 90], [200 - 5.0 * k, 66, 240 - 5 * k, 106]])
         order = [0, 1] if k % 2 else [1, 0]
         found = Detections(torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.9]), boxes[order], ("a", "a"))

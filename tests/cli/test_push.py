@@ -1,4 +1,4 @@
-"""`dino push`: a folder that the hub and `--weights` read, and a card with the numbers of `dino eval`."""
+"""`dino push`: the uploaded folder, which `--weights` can load, and a model card with the metrics of `dino eval`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from dinocore.weights.publish import stored_evaluation, write_hub_folder
 
 @pytest.fixture
 def pushed(dino, run_folder, image_folder):
-    """A folder made from a run and from what `dino eval --json` printed about it."""
+    """Write a run and its evaluation to the folder `sent`; return the output of `dino eval --json`."""
     judged = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 20)
     Path("eval.json").write_text(judged.out)
     more = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")

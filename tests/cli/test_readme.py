@@ -1,4 +1,4 @@
-"""Every command that the README shows runs as shown; trainings are cut short by settings."""
+"""Every command in the README runs as shown; training runs are shortened by extra settings."""
 
 import re
 import shlex
@@ -43,7 +43,7 @@ def test_the_readme_shows_every_command():
     }
 
 
-ELSEWHERE = ("dino serve", "dino export", "dino push")  # test_serve.py; tests/export; needs the hub: test_push.py
+ELSEWHERE = ("dino serve", "dino export", "dino push")  # tested in test_serve.py, tests/export and test_push.py
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
@@ -63,7 +63,7 @@ def test_a_command_of_the_readme_runs(command, dino, image_folder, settings, tmp
         1:
     ]
     if arguments == ["sample-data", "out"]:
-        arguments += ["--num-images", "8"]  # of 200
+        arguments += ["--num-images", "8"]  # instead of 200
     if arguments[0] == "train":
         arguments += SHORT + (settings if "r50-4scale" in command else [])
     result = dino(*arguments)

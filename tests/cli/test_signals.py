@@ -1,4 +1,4 @@
-"""What hears signals while a long step is computed."""
+"""Signals during a training step, in worker processes, and while a command starts."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def test_listening_ends_although_a_forked_loader_worker_still_lives():
     stop = StopRequest()
     stop.running = True
     with stop.listening():
-        child = os.fork()  # as a loader worker, which inherits all that is open
+        child = os.fork()  # like a loader worker, it inherits all open file descriptors
         if child == 0:
             time.sleep(30)
             os._exit(0)
@@ -32,7 +32,7 @@ def test_listening_ends_although_a_forked_loader_worker_still_lives():
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert stop() == 143
-    assert took < 10, "the listener waited for the worker"
+    assert took < 10, "listening() waited for the child to exit"
 
 
 @HANGUP
@@ -74,7 +74,7 @@ raise RuntimeError("a fault")
 @pytest.mark.slow
 def test_a_program_that_fails_while_loader_workers_read_ends():
     done = subprocess.run(
-        [sys.executable, "-i", "-c", FAILS_WHILE_WORKERS_READ],  # -i keeps the traceback, and so the loader, alive
+        [sys.executable, "-i", "-c", FAILS_WHILE_WORKERS_READ],  # -i keeps the traceback alive, and thus the loader
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "a fault" in done.stderr
@@ -102,7 +102,7 @@ def test_a_worker_whose_parent_was_killed_prints_nothing_of_the_lost_connection(
     command = [sys.executable, "-c", HANDS_AN_IMAGE_TO_A_PARENT_THAT_IS_GONE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout == "quiet so far\n" and "Connection" not in done.stderr
-    assert "a fault of its own" in done.stderr, "which is printed as ever"
+    assert "a fault of its own" in done.stderr, "other exceptions are still printed"
 
 
 IS_KILLED_WHILE_WORKERS_READ = """
@@ -120,7 +120,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_running(pid: str) -> bool:
-    """Whether there is such a process that has not ended; in a container nobody may ask for its exit code."""
+    """Whether a process exists and is not a zombie; in a container, there may be no init process that reaps orphans."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -274,7 +274,7 @@ except KeyboardInterrupt as signalled:
 """
 
 
-@HANGUP  # elsewhere os.kill ends the process at once
+@HANGUP  # on Windows, os.kill terminates the process at once
 def test_a_signal_while_python_collects_for_the_first_time_is_not_lost():
     done = subprocess.run(
         [sys.executable, "-c", SIGNAL_IN_THE_FIRST_COLLECTION], capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""Every command that takes a split takes all three, and says how many images its numbers are about."""
+"""Commands with --split accept all three splits, and evaluations report the number of images."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ COMMANDS = {
 
 @pytest.fixture
 def three(image_folder, tmp_path) -> Path:
-    """Drawn data whose test split has three images of its own, named …t.jpg."""
+    """Synthetic data with a test split of three images, copied from train and named *t.jpg."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "three"))
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     (folder / "test2017").mkdir()

@@ -1,4 +1,4 @@
-"""Odd machines, folders, clocks and images, from the command to its exit code (C rows, and I9)."""
+"""Commands with unusual devices, folders, clocks and images."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def test_an_unavailable_device_is_refused_with_the_available_ones(dino, image_fo
 def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
     dino, image_folder, image_file, tmp_path, monkeypatch
 ):
-    """No root may write to /proc. The weights are damaged: who names them has read them first."""
+    """Not even root can write to /proc. The weights are damaged: an error about them would mean they were read."""
     (tmp_path / "none.safetensors").write_text("damaged")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
@@ -95,7 +95,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_reported(imag
             time.sleep(0.1)
         second = subprocess.run([*command, "1", "--overwrite"], capture_output=True, text=True, cwd=ROOT)
         assert second.returncode == 2 and f"process {first.pid}" in second.stderr, second.stderr
-        assert first.poll() is None, "the first one goes on"
+        assert first.poll() is None, "the first run must continue"
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -142,7 +142,7 @@ THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
 
 @pytest.mark.slow
 def test_thin_images_are_predicted_trained_on_and_evaluated(dino, settings, tmp_path):
-    """With the bundled model, and with one that is trained on nothing else; every box stays in its image."""
+    """The bundled model and one trained only on thin images; all boxes are inside their image."""
     (tmp_path / "train").mkdir()
     document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}
     for n, (width, height) in enumerate(THIN, start=1):

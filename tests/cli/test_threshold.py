@@ -1,4 +1,4 @@
-"""`dino predict` shows what reaches the weights' own threshold, and says so where nothing does."""
+"""`dino predict` shows detections above the weights' own threshold, and reports if there are none."""
 
 import json
 
@@ -15,7 +15,7 @@ from dinocore.weights.shipped import BUNDLED
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Files of a small model of one class, with or without a stored threshold."""
+    """Writes weights of a small one-class model, with or without a stored threshold; `of_cats` is that of the class."""
     folder = tmp_path_factory.mktemp("weights")
     config = load_config("r50-4scale", [
         "model.backbone=resnet18", "model.hidden_dim=32", "model.num_heads=4", "model.ffn_dim=8", "model.num_queries=9",
@@ -44,7 +44,7 @@ def test_predict_uses_the_stored_threshold_unless_told_otherwise(dino, weights, 
     assert load_weights(path).threshold == 0.25
     every = json.loads(dino("predict", image, "--weights", path, "--threshold", 0, "--json").out)[0]["detections"]
     scores = sorted(d["score"] for d in every)
-    middle = (scores[3] + scores[4]) / 2  # between two scores of this model
+    middle = (scores[3] + scores[4]) / 2  # between the fourth and fifth lowest score
     result = dino("predict", image, "--weights", weights(middle), "--json")
     assert len(json.loads(result.out)[0]["detections"]) == len(scores) - 4
     assert f"threshold: {middle:.3f}, the best F1" in result.err

@@ -1,4 +1,4 @@
-"""`dino train` as it is typed: trying out, memory, what a newer version left, a place that cannot be written."""
+"""`dino train`: dry runs, memory, checkpoints of a newer version, and unwritable or damaged run folders."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, image_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
     result = dino("train", *SMALL, "--data", image_folder, "--dry-run", *settings)
-    assert result.code == 2 and "is not empty" in result.err, "what would end the run ends its trial"
+    assert result.code == 2 and "is not empty" in result.err, "a dry run fails where the run would"
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_an_image_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings,
 def test_a_newer_checkpoint_is_exit_4_with_both_versions(expected, dino, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
-    shutil.copytree(newest, newest.with_name("step-00000001"))  # an older one is no way out
+    shutil.copytree(newest, newest.with_name("step-00000001"))  # an older checkpoint must not be used instead
     file = newest / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 7, "dino_version": "9.8.7"}))
     named = expected if expected == "auto" else newest

@@ -1,4 +1,4 @@
-"""`dino weights`, and what `--weights` takes in every command."""
+"""`dino weights`, and the names that every command accepts as weights."""
 
 import io
 import json
