@@ -1,4 +1,4 @@
-"""The golden weights of three codebases: a pure function of their parameters' names, so none are stored."""
+"""Golden weights of three codebases, computed from parameter names so that they need not be stored."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def filled(name: str, shape: list[int], source: str) -> Tensor:
-    """The rule by which the golden weights were made."""
+    """The golden weights of a parameter, generated from its name."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         x = 1 + 0.1 * np.abs(x)
@@ -32,7 +32,7 @@ def filled(name: str, shape: list[int], source: str) -> Tensor:
 
 
 def read_keys(name: str) -> list[tuple]:
-    """[(key, shape, dtype, the key of the tensor that it shares)]."""
+    """Rows (key, shape, dtype, canonical key); rows with the same canonical key share a tensor."""
     packed = GOLDEN / f"{name}_keys.json.gz"
     text = gzip.decompress(packed.read_bytes()) if packed.exists() else (GOLDEN / f"{name}_keys.json").read_bytes()
     return [tuple(row) for row in json.loads(text)]
@@ -40,7 +40,7 @@ def read_keys(name: str) -> list[tuple]:
 
 @pytest.fixture(scope="session")
 def state_of() -> Callable[[str], dict[str, Tensor]]:
-    """The filled state dict of a key list, with shared tensors shared."""
+    """The state dict of a key list, with golden weights; shared tensors are one object."""
     known: dict[str, dict[str, Tensor]] = {}
 
     def state(name: str) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def state_of() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def empty_state() -> Callable[[str], dict[str, Tensor]]:
-    """The same with zeros, which is quick; those of a large Swin have no memory."""
+    """Like `state_of` but with zeros, which is faster; tensors of Swin models are on the meta device."""
 
     def state(name: str) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Backbones of other codebases: twins that compute from their names and orders what ours computes after conversion."""
+"""Backbones of other codebases: reference implementations on their parameter names match ours after conversion."""
 
 import math
 import re
@@ -56,7 +56,7 @@ def linear(state, name, x):
 
 
 class UnfoldMerging(nn.Module):
-    """mmdetection merges by nn.Unfold, which counts by channel and then row by row."""
+    """Patch merging as in mmdetection: nn.Unfold orders by channel, then by neighbour, row by row."""
 
     def __init__(self, dim):
         super().__init__()
@@ -76,7 +76,7 @@ def test_the_merging_of_mmdetection_computes_the_same_in_our_order():
     x = torch.randn(2, 5, 4, 6)
     torch.testing.assert_close(ours(x), theirs(x))
     ours.load_state_dict(theirs.state_dict())
-    assert (ours(x) - theirs(x)).abs().max() > 0.1, "without the other order it would not"
+    assert (ours(x) - theirs(x)).abs().max() > 0.1, "without reordering, the outputs differ"
 
 
 TO_MMDET = [
@@ -108,7 +108,7 @@ def test_a_swin_of_mmdetection_becomes_ours(monkeypatch):
 
 
 def official_swin_list(name):
-    """Official's names for a Swin: detrex's backbone, whose names are the same, and official's other parts."""
+    """Parameter shapes of official DINO with Swin: the backbone from detrex, other parts from the ResNet-50 model."""
     theirs = {key: shape for key, shape, _, _ in read_keys(name)}
     levels = theirs["transformer.level_embeds"][0]
     rows = {key.replace("backbone.", "backbone.0.", 1): s for key, s in theirs.items() if key.startswith("backbone.")}
@@ -123,7 +123,7 @@ def official_swin_list(name):
 
 
 def tensors_of(shapes, make=torch.zeros):
-    """Tensors of these shapes; official's heads of all layers are one, under twelve names."""
+    """Tensors of these shapes; the heads of all layers are one tensor, as in official DINO."""
     kept = {}
 
     def shared(key):
@@ -211,7 +211,7 @@ def twin_of_convnext(state, x, depths):
 
 
 def names_of_detrex(ours, family, projected, extra=()):
-    """The state of ours under detrex's names: every rule read backwards."""
+    """Our state dict under detrex's names, from the conversion table in reverse."""
     table = detrex_backbone(family, projected)
     by_length = sorted(table.items(), key=lambda rule: -len(rule[1]))
     names = renamed(ours, {new: old for old, new in by_length})
@@ -228,7 +228,7 @@ def test_a_convnext_of_detrex_computes_the_same_under_our_names():
     again = converted(theirs, detrex_backbone("convnext", 3), "detrex")
     assert again.keys() == ours.keys() and all(again[key] is ours[key] for key in ours)
     images = torch.randn(1, 3, 67, 96)
-    scale = torch.tensor(0.05)  # of the layers' outputs, or numbers grow beyond what float32 can compare
+    scale = torch.tensor(0.05)  # keeps the outputs small enough to compare in float32
     for key in theirs:
         if key.endswith("gamma"):
             theirs[key].mul_(scale)
@@ -237,7 +237,7 @@ def test_a_convnext_of_detrex_computes_the_same_under_our_names():
 
 
 def small_timm(monkeypatch, module, **options):
-    """Published models are large; the same code builds a small one."""
+    """Make `module` build a small model with the same code as the published ones, which are large."""
     build = options.pop("build", timm_backbone.feature_extractor)
 
     def smaller(name, drop_path=0.0, **more):
@@ -292,7 +292,7 @@ def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
     linears = {
         k: v[..., 0, 0] for k, v in theirs.items() if re.search(r"modulation\.(f|proj)\.weight|mlp\.fc..weight", k)
     }
-    theirs |= linears  # timm has convolutions of one pixel
+    theirs |= linears  # timm has 1x1 convolutions instead of linear layers
     again = converted(theirs, detrex_backbone("focalnet", 4), "detrex")
     assert again.keys() == ours.keys() and all(torch.equal(again[key], ours[key]) for key in ours)
     images = torch.randn(1, 3, 67, 90)
@@ -301,7 +301,7 @@ def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
 
 
 def twin_of_vit_attention(state, name, x, heads):
-    """x (H, W, C): scores get a bias by row distance and one by column distance, each a product with the query."""
+    """Attention over x (H, W, C) with decomposed relative position embeddings, for rows and columns."""
     height, width, channels = x.shape
     q, k, v = linear(state, f"{name}.qkv", x).unflatten(-1, (3, heads, -1)).permute(2, 3, 0, 1, 4)  # (M, H, W, D)
     out = torch.zeros(heads, height, width, channels // heads)
@@ -322,7 +322,7 @@ def twin_of_vit_attention(state, name, x, heads):
 
 
 def twin_of_vitdet(state, images, patch, heads, window, everywhere):
-    """One image; blocks in `everywhere` let all tokens attend to all."""
+    """Feature maps of one image; blocks in `everywhere` have global attention, the others windowed attention."""
     net = "backbone.net"
     images = F.pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
     x = F.conv2d(images, state[f"{net}.patch_embed.proj.weight"], state[f"{net}.patch_embed.proj.bias"], stride=patch)
@@ -369,7 +369,7 @@ def test_a_vitdet_of_detrex_computes_the_same_under_our_names(monkeypatch):
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     theirs = names_of_detrex(ours, "vitdet", 4)
     place = "backbone.net.pos_embed"
-    theirs[place] = torch.cat([torch.randn(1, 1, 32), theirs[place].flatten(1, 2)], 1)  # that of the class token
+    theirs[place] = torch.cat([torch.randn(1, 1, 32), theirs[place].flatten(1, 2)], 1)  # class token first
     assert {"backbone.simfp_3.0.weight", "backbone.simfp_4.0.norm.bias", "backbone.simfp_5.2.weight"} <= set(theirs)
     assert backbones.family_of(theirs) == "vitdet"
     again = converted(theirs, detrex_backbone("vitdet", 4), "detrex")
@@ -384,7 +384,7 @@ def test_a_vitdet_of_detrex_computes_the_same_under_our_names(monkeypatch):
 
 
 def one_of_each_model():
-    """Presets that differ in more than how they are trained."""
+    """One preset for each combination of backbone, levels, neck bias and number of classes."""
     models = {}
     for name in list_presets():
         model = load_config(name).model
@@ -412,7 +412,7 @@ def test_every_published_model_has_a_preset_that_exists():
 
 
 def test_weights_of_a_whole_detrex_convnext_are_reported(empty_state):
-    """No list of detrex's names is at hand: its neck and transformer, and a ConvNeXt by the rules above."""
+    """There is no key list of this model: the backbone is our renamed ConvNeXt, the rest is from detrex's Swin-T."""
     state = {k: v for k, v in empty_state("detrex_swint_4scale").items() if not k.startswith("backbone.")}
     with torch.device("meta"):
         ours = build_backbone("convnext-t", (8, 16, 32), -1, 0.0, direct).state_dict()

@@ -1,6 +1,6 @@
-"""Ours computes what official DINO computes (IDEA-Research/DINO faa8520): outputs, loss, gradients, optimizer steps.
+"""Outputs, loss, gradients and optimizer steps match official DINO (IDEA-Research/DINO faa8520).
 
-The weights are a pure function of official's parameter names, so none are stored; tests/golden has the numbers.
+The weights are computed from official DINO's parameter names; the expected values are in tests/golden.
 """
 
 import json
@@ -84,7 +84,7 @@ def test_loss_gradients_and_optimizer_steps_equal_officials(model, inputs, train
         terms = criterion(model(images, padding, targets), targets, sum(len(t.labels) for t in targets), config.loss)
         total = torch.stack(list(terms.values())).sum()
         total.backward()
-        assert total.item() == pytest.approx(expected["total"], rel=1e-5 if step == 0 else 1e-2)  # rounding grows
+        assert total.item() == pytest.approx(expected["total"], rel=1e-5 if step == 0 else 1e-2)  # rounding errors grow
         if step == 0:
             check_gradients(parameters, names, training["grad_norms"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)

@@ -1,4 +1,4 @@
-"""With their weights, ours computes what mmdetection and detrex compute: outputs, losses and gradients."""
+"""Outputs, losses and gradients match mmdetection and detrex with the same weights."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_every_output_is_theirs(source, make_model):
 @pytest.mark.slow
 @torch.no_grad()
 def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
-    """An image alone and the same in a padded batch give one answer here; in detrex's evaluation they do not."""
+    """In evaluation, detrex does not mask padding, so its outputs for a padded image differ from ours."""
     golden = load_file(GOLDEN / "detrex_r50_4scale_eval.safetensors")
     model = make_model("detrex")[0].eval()
     alone = model(golden["image1"][None], torch.zeros(1, *golden["image1"].shape[1:], dtype=torch.bool)).final
@@ -71,7 +71,7 @@ def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
 @pytest.mark.parametrize(("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)])
 @torch.no_grad()
 def test_the_settings_that_differ_are_felt(source, change, least, make_model):
-    """The golden numbers would notice a wrong epsilon or temperature."""
+    """The golden values are sensitive to the box epsilon and the position temperature."""
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
     other = change.format(1e-2)
     output = make_model(source, other)[0].eval()(*inputs(golden))
@@ -96,7 +96,7 @@ def test_losses_and_gradients_are_theirs(source, make_model, state_of):
 
 
 def our_term(name: str) -> str:
-    """mmdet's `d0.dn_loss_iou` and detrex's `loss_giou_dn_0` are `denoising0/giou` here; no number: the last layer."""
+    """mmdet's `d0.dn_loss_iou` and detrex's `loss_giou_dn_0` are `denoising0/giou`; no number means the last layer."""
     kinds = {"cls": "label", "class": "label", "bbox": "box", "iou": "giou", "giou": "giou"}
     kind = next(ours for theirs, ours in kinds.items() if re.search(rf"loss_{theirs}(_|$)", name))
     if "enc" in name:
@@ -106,10 +106,10 @@ def our_term(name: str) -> str:
 
 
 def gradients_are(model, names, expected):
-    """Norms, and products with the parameter itself, which a permutation would change."""
+    """Compare the norms of gradients, and their dot products with the parameters, which a permutation would change."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     by_ours = {names[bare(key)]: norm for key, norm in expected["grad_norms"].items()}
-    assert set(by_ours) == set(parameters), "the same parameters learn"
+    assert set(by_ours) == set(parameters), "the same parameters have gradients"
     for key, norm in expected["grad_norms"].items():
         parameter = parameters[names[bare(key)]]
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-4), key
@@ -119,5 +119,5 @@ def gradients_are(model, names, expected):
 
 
 def bare(key: str) -> str:
-    """detrex's heads have two names; ours keeps the shorter."""
+    """The shorter of the two names that detrex's heads have."""
     return re.sub(r"^transformer\.decoder\.(class|bbox)_embed", r"\1_embed", key)

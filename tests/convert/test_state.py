@@ -1,4 +1,4 @@
-"""Names and shapes: every tensor of the others is used once, or dropped for a reason."""
+"""Names and shapes: every tensor of another codebase is used once, or dropped with a reason."""
 
 import sys
 import types
@@ -86,7 +86,7 @@ def test_what_official_cannot_compute_is_not_written_for_it(state_of):
     again = convert_state_dict(state)
     assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
     assert "dec_pred_class_embed_share=False" in official_options(later)
-    assert "dn_labelbook_size=79" in official_options(later), "official adds one row to it"
+    assert "dn_labelbook_size=79" in official_options(later), "official DINO adds 1 to this value"
 
 
 def test_a_tensor_that_nobody_knows_is_named(empty_state):
@@ -135,7 +135,7 @@ def named(part, state):
     return {f"{part}.{key}": value for key, value in state.items()}
 
 
-WEIGHT = {"empty_weight": torch.ones(92)}  # of classes, a buffer of the losses
+WEIGHT = {"empty_weight": torch.ones(92)}  # class weights, a buffer of the criterion
 STEPS = {"steps": torch.tensor(5)}
 PARTS_OF_AN_AVERAGE = {
     "official DINO": lambda plain, average: {"model": plain, "ema_model": prefixed(average)},
@@ -175,7 +175,7 @@ def test_the_losses_and_metrics_of_a_program_beside_its_model_are_passed_over(st
 
 
 def test_mmengine_saves_the_average_as_the_weights_so_both_choices_take_it(state_of):
-    """Its EMAHook exchanges the two when it saves."""
+    """mmengine's EMAHook swaps the weights and their average when it saves."""
     last = state_of("mmdet_r50_4scale")
     content = {"state_dict": halved(last), "ema_state_dict": STEPS | prefixed(last)}
     key = "encoder.layers.0.ffn.net.0.weight"
@@ -264,7 +264,7 @@ def test_other_models_are_told_apart(names, message):
 
 
 def test_the_log_in_a_file_of_mmengine_is_skipped_over(monkeypatch, tmp_path):
-    """Pickled as mmengine 0.10.7 does it: the buffer's methods by getattr, its numbers as numpy arrays."""
+    """Pickled as by mmengine 0.10.7: methods of the buffer by getattr, its values as numpy arrays."""
     module = types.ModuleType("mmengine.logging.history_buffer")
 
     class HistoryBuffer:

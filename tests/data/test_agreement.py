@@ -1,4 +1,4 @@
-"""`dino check-data` and `dino train` come to the same verdict about any folder, for the same reason."""
+"""`dino check-data` reports an error if and only if `dino train` refuses the data, with the same code."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def first_image(folder: Path, split: str) -> Path:
 
 @pytest.fixture
 def coco(tmp_path) -> Path:
-    """Ten images to train on and four to evaluate on, each with a disc and a ring."""
+    """Ten training and four validation images, each with a disc and a ring."""
     folder = tmp_path / "data"
     for split, count in (("train", 10), ("val", 4)):
         (folder / f"{split}2017").mkdir(parents=True)
@@ -82,7 +82,7 @@ def renamed_classes(folder: Path, split: str) -> None:
     edit(folder, split, lambda d: [row.update(name=f"other {row['name']}") for row in d["categories"]])
 
 
-FAULTS: dict[str, Callable[[Path, str], Any]] = {  # in a split
+FAULTS: dict[str, Callable[[Path, str], Any]] = {  # functions that change one split
     "none": lambda folder, split: None,
     "image missing": lambda folder, split: first_image(folder, split).unlink(),
     "no image": lambda folder, split: first_image(folder, split).write_bytes(b"<html>not found</html>"),
@@ -110,7 +110,7 @@ FAULTS: dict[str, Callable[[Path, str], Any]] = {  # in a split
 
 
 def verdicts(folder: Path, *settings: str) -> tuple[set[str], str]:
-    """Codes of the errors that check-data finds in train and val, and that which ends a training, or an empty text."""
+    """Codes of the errors that check-data reports, and of the error that `open_dataset` raises, or an empty string."""
     config = load_config("tiny", [f'data.path="{folder}"', "data.workers=0", *settings])
     try:
         *_, checked = check_data(folder, config, decode=False)
@@ -149,7 +149,7 @@ def yolo(
 
 
 def tables(folder: Path) -> None:
-    """The second row is no box."""
+    """A CSV table whose second row has an invalid box."""
     yolo(folder)
     shutil.rmtree(folder / "labels")
     (folder / "data.yaml").unlink()

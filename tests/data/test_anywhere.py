@@ -1,4 +1,4 @@
-"""Annotations under whatever names and folders are found, or refused with what was seen."""
+"""Annotations are found under any file and folder names; otherwise the error lists what the folder contains."""
 
 import json
 import random

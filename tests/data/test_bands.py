@@ -1,4 +1,4 @@
-"""Images that are not three bands of colour: what is made of them is said; a refusal names the way out."""
+"""Images that are not RGB: conversions are reported, and errors name a command or package that helps."""
 
 import re
 import struct
@@ -17,7 +17,7 @@ from dinocore.system.extras import install_line
 
 
 def tiff(pixels: np.ndarray, extra: list[int], photometric: int) -> bytes:
-    """A TIFF of one strip, (H, W, bands) uint8 or uint16, with these kinds of extra samples."""
+    """A TIFF with one strip of (H, W, bands) uint8 or uint16 pixels; `extra` is its ExtraSamples tag."""
     height, width, bands = pixels.shape
     tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [8 * pixels.itemsize] * bands), 259: (3, [1]),
             262: (3, [photometric]), 273: (4, [0]), 277: (3, [bands]), 278: (4, [height]), 279: (4, [pixels.nbytes]),
@@ -45,7 +45,7 @@ def drawn(bands: int, kind=np.uint8) -> np.ndarray:
 def test_a_tiff_of_other_bands_is_refused_with_their_number_and_the_conversion(
     tmp_path, bands, extra, photometric, kind
 ):
-    """Whatever Pillow does: it reads some of these with 8 bits and leaves bands out without a word."""
+    """Pillow reads some of these as 8-bit images and silently drops bands."""
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(drawn(bands, kind), extra, photometric))
     with pytest.raises(DataError, match=rf"a\.tif has {bands} bands.*gdal_translate -b 1 -b 2 -b 3") as refused:
@@ -93,12 +93,12 @@ def test_the_command_that_a_refused_array_names_makes_an_image_of_it(tmp_path, m
 
 
 def heic(path: Path) -> Path:
-    """A HEIC photograph, stored on its side: green left, red right when upright."""
+    """A HEIC image stored rotated, with an EXIF orientation; upright, the left half is green and the right half red."""
     pillow_heif = pytest.importorskip("pillow_heif")
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, :48], pixels[:, 48:] = (0, 255, 0), (255, 0, 0)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise
+    exif[0x0112] = 6  # rotate by 90° clockwise
     turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
     pillow_heif.from_pillow(turned).save(path, exif=exif.tobytes(), quality=95)
     return path

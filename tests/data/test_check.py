@@ -1,4 +1,4 @@
-"""What `dino check-data` finds, and what its repaired copy holds. Names begin with the row of the fault catalogue."""
+"""Findings of `dino check-data`, its repaired copy of the annotations, and its report."""
 
 import json
 import os
@@ -43,14 +43,14 @@ def codes(checked: Checked) -> dict[str, int]:
 
 
 def noise(seed: int, size=(64, 48)) -> Image.Image:
-    """An image like no other."""
+    """Smooth random colours, different for every seed."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def clean(make_coco, tmp_path):
-    """Two splits without a fault; `make_coco` may then be used to change one."""
+    """Two splits without faults, each with three images of ten objects."""
     for n, name in enumerate(("train", "val")):
         objects = {10 * n + i: [(1 + (i + k) % 2, 4 * k, 20, 20, 9 + k) for k in range(10)] for i in range(1, 4)}
         make_coco(objects, name=name)
@@ -82,7 +82,7 @@ PLURAL_OF_ONE = re.compile(r"\b1 (\w+ )?(images|pairs|boxes|objects|regions)\b|\
 
 
 def put(row: str, **values):
-    """A change of the first row of a table."""
+    """A function that updates the first row of a table."""
     return lambda document: document[row][0].update(values)
 
 
@@ -126,7 +126,7 @@ def test_a_fault_injected_into_good_data_is_found_once_with_its_code(clean, code
     assert finding.level == level and finding.count == 1 and finding.text
     assert not PLURAL_OF_ONE.search(finding.text), finding.text
     if level == "error":
-        with pytest.raises(DataError):  # what check-data calls an error, a training refuses
+        with pytest.raises(DataError):  # training refuses data with errors
             from dinocore.data.dataset import open_dataset
 
             open_dataset(TINY.data.model_copy(update={"path": str(clean)}))
@@ -136,7 +136,7 @@ def test_classes_of_another_name_and_unknown_ones(clean):
     edit(clean, put("categories", name="dish"), "val")
     assert codes(check(clean))["DATA-CLASS-UNKNOWN"] == 1
     edit(clean, put("categories", name="star", id=77), "val")
-    assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
+    assert codes(check(clean))["DATA-ORPHAN"] == 15, "the 15 objects of the class still have its old id"
 
 
 @pytest.mark.parametrize(("names", "noted"), [
@@ -191,13 +191,13 @@ def test_a_box_left_by_an_accidental_click_is_reported(clean):
 def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 40]) for row in d["annotations"][:20]])
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 1]) for row in d["annotations"][20:]])
-    config = load_config("tiny", ["data.eval_scale=96"])  # twice as large: 1 pixel becomes 2
+    config = load_config("tiny", ["data.eval_scale=96"])  # images are enlarged to twice their size: 1 pixel becomes 2
     found = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
     cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
     assert cell.what.startswith("10 of 30 objects (33%), in 1 image,") and cell.count == 1
     assert anchors.what.startswith("20 of 30 objects (67%), in 2 images,") and anchors.count == 2
     assert "anchors are the model's initial boxes, squares whose sides are 5, 10, 20 %" in anchors.what
-    assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
+    assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file is listed once"
     assert [len(place.boxes) for place in anchors.places] == [10, 10]
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
 
@@ -210,7 +210,7 @@ def test_a_size_before_exif_rotation_is_recognised(clean):
     assert finding.code == "DATA-IMAGE-SIZE" and "the same rotated, as by an EXIF orientation" in finding.text
     assert "data.exif=false" in finding.fix
     as_stored = TINY.model_copy(update={"data": TINY.data.model_copy(update={"exif": False})})
-    assert not codes(check(clean, config=as_stored)), "then it is right"
+    assert not codes(check(clean, config=as_stored)), "the size is that of the stored image"
 
 
 def test_the_same_image_in_two_splits_and_twice_in_one(clean):
@@ -273,7 +273,7 @@ def test_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_pa
     bad = sum(count for code, count in codes(found).items() if code in ("DATA-IMAGE-DAMAGED", "DATA-IMAGE-FORMAT"))
     assert bad == 10 and found.counts()["errors"] >= 1
     assert codes(check(tmp_path, decode=False))["DATA-IMAGE-DAMAGED"] > 1, (
-        "a JPEG's missing end is seen without decoding"
+        "a missing end of a JPEG is found without decoding"
     )
 
 
@@ -352,7 +352,7 @@ JUNK = st.one_of(
 
 
 def spoil_anywhere(document, data) -> None:
-    """One value of a row, a row, or a whole table becomes junk."""
+    """Replace one value of a row or a whole table with junk, or append junk as a row."""
     table = data.draw(st.sampled_from(["images", "categories", "annotations"]))
     rows = document.get(table)
     if not isinstance(rows, list) or data.draw(st.integers(0, 15)) == 0:
@@ -366,7 +366,7 @@ def spoil_anywhere(document, data) -> None:
 
 
 def is_refused(split: Split) -> bool:
-    """Whether a training refuses it; else what is read makes sense."""
+    """Whether `read_annotations` refuses the split; if not, its result is checked."""
     try:
         annotations = read_annotations(split)
     except DataError as error:
@@ -383,7 +383,7 @@ def is_refused(split: Split) -> bool:
 )
 @given(data=st.data())
 def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
-    """Hypothesis breaks a few places of a good file, values and structure."""
+    """Hypothesis puts junk in one to four places of a valid file."""
     file, good = clean / "annotations" / "instances_train2017.json", clean / "good.txt"
     if not good.exists():
         good.write_bytes(file.read_bytes())
@@ -394,7 +394,7 @@ def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
     refused = is_refused(Split(file, [clean / "train2017"], folder=clean))
     found = check(clean, decode=False)
     errors = [f for name, f in found.findings() if name == "train" and f.level == "error"]
-    assert refused <= bool(errors), "what a training refuses, check-data calls an error"
+    assert refused <= bool(errors), "check-data reports an error if training refuses the data"
     json.dumps(found.as_dict())
     copy, _ = Repair(document, clean / "train2017", clean, TINY.data).run()
     (clean / "copy.txt").write_text(json.dumps(copy))
@@ -410,7 +410,7 @@ def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
     page = render_page(data_page(check(clean)))
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 1 and "DATA-BOX-TWICE" in page
-    page = page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # a name, no address to ask
+    page = page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # a name that is not loaded
     assert "http" not in page and len(page) < MAX_BYTES
 
 
@@ -543,7 +543,7 @@ def test_a_named_pipe_in_the_data_is_refused_without_waiting(clean):
 
 
 def test_names_of_another_machine_in_two_folders_with_equal_file_names_keep_their_boxes(clean):
-    """Boxes must not move to an image of the same name in another folder; what could mean two files is dropped."""
+    """Boxes must not move to an image of the same name in another folder; ambiguous images are dropped."""
     root = clean / "train2017"
     for name in ("a", "b"):
         (root / name).mkdir()

@@ -1,4 +1,4 @@
-"""Annotations that can be used come out as written; those that can't are refused with file, offenders and count."""
+"""Valid COCO annotations are read as written; others are refused with the file, invalid entries and their number."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def refusal(split, categories=None):
 
 
 def average_precision(annotations):
-    """By pycocotools, of detections that are the annotations themselves."""
+    """AP from pycocotools, with the annotations themselves as detections."""
     truth = COCO()
     truth.dataset = as_coco_dict(annotations)
     truth.createIndex()
@@ -37,13 +37,13 @@ def average_precision(annotations):
 
 
 def objects_of(annotations, image_id):
-    """(category id, box) of every object of an image."""
+    """(category id, box) of each object in an image."""
     rows = annotations.objects(annotations.image_ids.tolist().index(image_id))
     ids = [annotations.categories[k].id for k in annotations.labels[rows]]
     return list(zip(ids, annotations.boxes[rows].tolist(), strict=True))
 
 
-# what can be used
+# files that are read
 
 
 def test_objects_come_to_their_images_in_any_order_of_the_file(make_coco):
@@ -75,7 +75,7 @@ def test_optional_coco_fields_are_filled_in(make_coco):
             del row["area"], row["iscrowd"], row["id"]
         for row in document["images"]:
             del row["width"], row["height"]
-        document["images"][1]["width"] = 0  # as good as missing
+        document["images"][1]["width"] = 0  # invalid, treated as missing
 
     annotations = read_annotations(make_coco(edit=bare))
     assert annotations.notes == [
@@ -162,7 +162,7 @@ def test_roboflows_heading_category_is_not_a_class(make_coco):
     assert [c.id for c in annotations.categories] == [1, 2]
     assert annotations.notes == ["skipped as headings without objects: shapes"]
     val = read_annotations(make_coco(edit=roboflow, name="val"), annotations.categories)
-    assert val.notes == [], "a class without objects is not worth a word"
+    assert val.notes == [], "unknown classes without objects are not reported"
 
 
 def test_a_class_that_heads_others_but_has_objects_stays(make_coco):
@@ -241,7 +241,7 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
     assert [c.name for c in read_annotations(split).categories] == ["été", "図"]
 
 
-# what cannot be used
+# files that are refused
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_box_of_anything_but_four_finite_numbers_is_refused(make_coco, box):
 def test_a_file_name_that_leads_out_is_refused(make_coco, name):
     message = refusal(make_coco(edit=lambda d: d["images"][1].update({"file_name": name})))
     assert f"leads out of the image folder: image 9: {name!r}" in message
-    message.encode()  # can be printed
+    message.encode()  # fails if the message cannot be printed
 
 
 def test_missing_images_are_listed_and_counted(make_coco, tmp_path):
@@ -397,7 +397,7 @@ def test_boxes_written_as_two_corners_are_refused(make_coco):
 
 
 def test_junk_values_anywhere_are_read_or_refused(make_coco, write_json):
-    """Puts something else in the place of every single value of a good file."""
+    """Each value of a valid file is replaced with each of several junk values."""
     good = json.loads(make_coco().annotations.read_bytes())
     junk = [None, True, -1, 0, 10**25, 1e300, float("nan"), "", "x", [], [[]], {}, {"id": 1}]
     outcomes = set()
@@ -420,7 +420,7 @@ def test_junk_values_anywhere_are_read_or_refused(make_coco, write_json):
 
 
 def paths(value, here=()):
-    """The place of every value inside a document."""
+    """The path of keys and indices to each value in a document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in inner:
         yield (*here, key)

@@ -1,4 +1,4 @@
-"""How many rows of a cut JPEG are said to be there is never more than there are."""
+"""`decode_cut` never overestimates the fraction of intact rows in a truncated JPEG."""
 
 import io
 
@@ -10,7 +10,7 @@ from dinocore.data.cut_jpeg import decode_cut
 
 
 def drawn(rng: np.random.Generator) -> Image.Image:
-    """Noise, soft blobs, or one colour with a stripe, which take many, some, and hardly any bytes."""
+    """Noise, soft blobs, or one colour with a stripe, which compress to many, some, and hardly any bytes."""
     width, height = rng.integers(40, 200), rng.integers(40, 250)
     kind = rng.integers(3)
     side = (height, width, 3) if kind == 0 else (height // 8, width // 8, 3)
@@ -43,7 +43,7 @@ def test_rows_of_a_cut_jpeg_are_never_overestimated(progressive, subsampling):
             try:
                 seen, share = decode_cut(content[:-lost], image.size)
             except OSError:
-                continue  # the cut is in the header
+                continue  # cut in the header, or whole scans are missing
             wrong = (np.asarray(seen) != whole).reshape(len(whole), -1).any(1)
             there = np.flatnonzero(wrong)[0] / len(whole) if wrong.any() else 1.0
             assert share <= there

@@ -1,4 +1,4 @@
-"""Folders as exporters write them, and as accidents leave them, each of which was once read wrongly or refused."""
+"""Folders as exporters write them, or with missing files; each was once misread or refused."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from .test_misread import HEIGHT, WIDTH, YAML, close, put, read, shares, written
 
 
 def outline(box, points: int) -> list[float]:
-    """A polygon that touches all sides of a box, as shares."""
+    """Vertices on the ellipse inscribed in a box, as fractions of the image."""
     cx, cy, w, h = shares(box)
     angles = [2 * math.pi * k / points for k in range(points)]
     return [v for a in angles for v in (cx + w / 2 * math.cos(a), cy + h / 2 * math.sin(a))]
 
 
 def coco(folder, names, split="train") -> None:
-    """Annotations of images of these names, a box for each; the images are not there yet."""
+    """Write COCO annotations with one box per image, without the images."""
     images = [{"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names, 1)]
     boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [9, 9, 30, 20]} for i in range(1, len(names) + 1)]
     document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "c"}]}
@@ -61,7 +61,7 @@ def test_lists_of_voc_have_any_name_of_a_split(tmp_path, names):
 
 
 def devkit(folder, **lists: str) -> None:
-    """Five images, and lists of their numbers."""
+    """Write a Pascal VOC folder with five images, and image lists with one digit per image."""
     for i in range(5):
         put(folder / "Annotations" / f"{i}.xml", xml((0, 9, 30, 20), f"{i}.jpg"))
         put(folder / "JPEGImages" / f"{i}.jpg")
@@ -107,7 +107,7 @@ def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one
     yolo(tmp_path / "data", lambda box: written(*shares(box)), num=3)
     splits = {name: (read(tmp_path / "data", name), "yolo") for name in ("train", "val")}
     writing = write_dataset(splits, "voc", tmp_path / "voc", link=False)
-    for _ in range(4):  # of six images
+    for _ in range(4):  # four of six images
         next(writing)
     writing.close()
     assert len(read(tmp_path / "voc", "train").image_ids) == 3
@@ -118,7 +118,7 @@ def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one
 @pytest.mark.parametrize("center", [(0.5, 0.5), (0.4, 0.4), (0.3, 0.3)])
 @pytest.mark.parametrize("points", [4, 16])
 def test_outlines_at_one_place_that_may_be_keypoints_are_refused_until_it_is_reported(tmp_path, center, points):
-    """A fixed camera: the first two points read well as centre, width and height of a box around the others."""
+    """All polygons are at one place, so their first two points could be the center and size of a box."""
     side = 0.2
     ring = [(center[0] + side / 2 * math.cos(a), center[1] + side / 2 * math.sin(a))
             for a in (2 * math.pi * k / points for k in range(points))]  # fmt: skip

@@ -1,4 +1,4 @@
-"""YOLO, Pascal VOC and dataset.toml are read as COCO is; what is written as one of them is read back the same."""
+"""YOLO, Pascal VOC and dataset.toml: reading, errors, and round trips through the exporter."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ XML = """<annotation><filename>{name}</filename><size><width>32</width><height>2
 
 
 def put(path: Path, text: str | None = None):
-    """Writes a text, or an image of 32 x 24."""
+    """Write a text file, or a 32 x 24 image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if text is None:
         Image.new("RGB", (32, 24), "teal").save(path)
@@ -117,7 +117,7 @@ def test_a_yolo_list_of_another_machine_counts_from_the_first_part_that_is_there
 
 
 def test_six_decimals_of_a_whole_box_are_the_whole_box_and_others_stay(tmp_path):
-    """1/3 of 24 pixels is 8; written with six digits it is 7.999992."""
+    """A third of 24 pixels is 8, but 0.333333 * 24 is 7.999992."""
     found = read_annotations(find_layout(yolo(tmp_path, "0 0.5 0.333333 0.25 0.333333\n0 0.5 0.31 0.25 0.33\n")).train)
     assert found.boxes[0].tolist() == [12, 4, 8, 8]
     assert found.boxes[1].tolist() == pytest.approx([12, 3.48, 8, 7.92])
@@ -314,12 +314,12 @@ def test_a_dataset_toml_that_cannot_be_used_is_refused_by_key(tmp_path, text):
     assert refusal(tmp_path).code == "DATA-MANIFEST"
 
 
-# d26: nothing outside of the folder is opened
+# files outside the data folder are not opened
 
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """An image outside; opening it fails the test."""
+    """An image outside the data folder; opening it fails the test."""
     file = tmp_path / "canary.png"
     put(file)
     opened = Image.open
@@ -365,7 +365,7 @@ def test_a_yolo_list_does_not_lead_out(tmp_path, canary, name):
     assert refusal(tmp_path / "data").code == "DATA-PATH-ESCAPE"
 
 
-OUTSIDE = {  # what a folder may hold as a link, and what must be there besides
+OUTSIDE = {  # a file that may be a link, and the other files that its format needs
     "data.yaml": ["images/train/a.png", "labels/train/a.txt"],
     "dataset.toml": ["images/a.png"],
     "annotations/instances_train2017.json": ["train2017/a.png"],
@@ -378,7 +378,7 @@ OUTSIDE = {  # what a folder may hold as a link, and what must be there besides
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monkeypatch, name):
-    """The canary is a pipe: to open it would wait for ever."""
+    """The canary is a named pipe; opening it would block forever."""
     os.mkfifo(tmp_path / "canary")
     requested = Path.is_file
     monkeypatch.setattr(

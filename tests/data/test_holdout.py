@@ -1,4 +1,4 @@
-"""A data set without a validation split can have some of its training images held out."""
+"""Holding out training images from a dataset without a validation split."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from dinocore.errors import DataError
 
 @pytest.fixture
 def folder(make_coco, tmp_path):
-    """Twelve images of noise: 1, 2 and 3 are one image (equal bytes, or saved again); two show the rare class 2."""
+    """Twelve noise images: 1 and 2 are identical, 3 is slightly darker, and only 5 and 9 contain class 2."""
     objects = {i: [(2 if i in (5, 9) else 1, 4, 4, 20, 12)] for i in range(1, 13)}
     make_coco(objects)
     for i in objects:

@@ -1,4 +1,4 @@
-"""Whatever an image file holds becomes the upright RGB image that a person sees, or one line that says why not."""
+"""Image files of all kinds are read as upright RGB images, or refused with a one-line error."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from dinocore.data.images import image_size, read_image, read_reduced
 from dinocore.errors import DataError
 
 AS_IS = DataConfig()
-TO_UPRIGHT = {  # what each EXIF orientation asks a viewer to do, on an array (H, W, 3)
+TO_UPRIGHT = {  # what a viewer does for each EXIF orientation, on an array (H, W, 3)
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -53,7 +53,7 @@ def exif(orientation):
 
 @pytest.fixture
 def scene():
-    """Four patches that no turn and no flip leaves as they are, (32, 48, 3)."""
+    """Four patches, (32, 48, 3), that every rotation and flip changes."""
     array = np.zeros((32, 48, 3), np.uint8)
     array[:16, :24], array[:16, 24:], array[16:, :24] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
     return array
@@ -74,7 +74,7 @@ def test_exif_orientation_is_applied_to_pixels_and_size(saved, scene, orientatio
     path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
     upright = TO_UPRIGHT[orientation](scene)
     assert pixels(path).shape == upright.shape
-    assert np.abs(pixels(path)[4::8, 4::8].astype(int) - upright[4::8, 4::8]).max() < 25  # the middles of JPEG blocks
+    assert np.abs(pixels(path)[4::8, 4::8].astype(int) - upright[4::8, 4::8]).max() < 25  # centers of JPEG blocks
     assert image_size(path, AS_IS) == (upright.shape[1], upright.shape[0])
 
 
@@ -85,7 +85,7 @@ def test_an_orientation_that_means_nothing_is_ignored(saved, scene, orientation)
 
 
 def test_damaged_exif_is_ignored_without_a_warning(saved, scene):
-    """Both ways to learn the size agree, whatever the bytes say."""
+    """`read_image` and `image_size` give the same size for any EXIF data."""
     path = saved(Image.fromarray(scene), "a.jpg", exif=exif(6))
     content, rng = path.read_bytes(), random.Random(0)
     start = content.index(b"Exif\0\0") + 6
@@ -156,10 +156,10 @@ def test_sixteen_bits_in_the_other_byte_order(tmp_path):
 @pytest.mark.parametrize(
     ("values", "seen"),
     [
-        ([0, 0.5, 1], [0, 128, 255]),  # shares
-        ([0, 1000, 2000], [0, 128, 255]),  # anything else: from the least to the greatest
+        ([0, 0.5, 1], [0, 128, 255]),  # fractions
+        ([0, 1000, 2000], [0, 128, 255]),  # other values: from minimum to maximum
         ([-3e38, 0, 3e38], [0, 128, 255]),
-        ([np.nan, -np.inf, 0.5, np.inf], [0, 0, 128, 128]),  # what is no number is as dark or bright as the rest
+        ([np.nan, -np.inf, 0.5, np.inf], [0, 0, 128, 128]),  # NaN and -inf: minimum (at most 0); inf: maximum
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
@@ -172,7 +172,7 @@ DEEP = np.array([[[30000, 255, 65535], [0, 128, 600]]], np.uint16)  # (1, 2, 3)
 
 
 def deep_png(colors):
-    """Colour with 16 bits, which Pillow cannot write."""
+    """A 16-bit RGB or RGBA PNG, which Pillow cannot write."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -184,7 +184,7 @@ def deep_png(colors):
 
 
 def deep_tiff(colors, order, planes):
-    """The same, its colours together or plane after plane."""
+    """A 16-bit RGB TIFF with interleaved channels or, if `planes`, one plane per channel."""
     height, width, bands = colors.shape
     parts = [colors[..., k] for k in range(bands)] if planes else [colors]
     data, count = [part.astype(f"{order}u2").tobytes() for part in parts], len(parts)
@@ -216,7 +216,7 @@ def deep_tiff(colors, order, planes):
 def test_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     seen = pixels(tmp_path / name)[..., :3].astype(float)
-    assert np.abs(seen - DEEP / 257).max() <= 1, "Pillow gives the high byte"
+    assert np.abs(seen - DEEP / 257).max() <= 1, "Pillow keeps only the high byte"
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -284,7 +284,7 @@ def test_of_several_frames_the_first_one_counts(saved):
 
 
 def bomb(path, side):
-    """A PNG of side x side black pixels, 1 bit each, deflated."""
+    """Write a PNG of side x side black 1-bit pixels."""
 
     def chunk(kind, body):
         return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
@@ -307,7 +307,7 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path):
 
 def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
     path = tmp_path / "large.png"
-    bomb(path, 10_000)  # Pillow would warn about it
+    bomb(path, 10_000)  # Pillow would warn about this size
     assert "--set data.max_pixels=N" in refusal(path, DataConfig(max_pixels=99_999_999))
     assert image_size(path, DataConfig(max_pixels=100_000_000)) == (10_000, 10_000)
 
@@ -315,7 +315,7 @@ def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "no image" in refusal(tmp_path / "none.jpg")
     assert refusal(tmp_path) == f"{tmp_path} is a folder, not an image; give the images in it one by one"
-    os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would block forever
     assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
 
@@ -329,7 +329,7 @@ def test_a_name_with_a_space_is_in_quotes_in_the_command_to_type(tmp_path, name)
 
 @pytest.mark.slow
 def test_png_is_read_by_a_process_that_has_read_nothing_else(saved, scene):
-    """Pillow knows only some formats before it has loaded all of its plugins."""
+    """Pillow can open only some formats until it has loaded all of its plugins."""
     path = saved(Image.fromarray(scene), "a.png")
     code = "import sys; from dinocore.data.images import *; print(read_image(Path(sys.argv[1]), DataConfig()).size)"
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
@@ -352,7 +352,7 @@ def test_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, suf
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
 def test_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
-    """A 12-bit image in 16 bits is nearly black otherwise; eight bits are left alone."""
+    """Without it, a 12-bit image stored with 16 bits is nearly black; 8-bit images are not changed."""
     path = saved(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
     assert pixels(path, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 128, 255]
     shares = saved(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), "b.tif")
@@ -371,7 +371,7 @@ SUFFIXES_CUT = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
 )
 @given(suffix=st.sampled_from(SUFFIXES_CUT), share=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
 def test_an_image_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
-    """A cut near the end may lose nothing that is seen; then every pixel must be right."""
+    """If the image is read, all pixels are correct, except in the last rows of a JPEG."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     whole = saved(noise, f"a.{suffix}")
     content = whole.read_bytes()

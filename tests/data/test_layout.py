@@ -1,4 +1,4 @@
-"""Where the annotations and images of a data folder are is found by looking."""
+"""Finding the annotations and images in a data folder, and opening them as a dataset."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def refusal(act, *args):
 
 
 def put(root: Path, *names: str, document=DOCUMENT):
-    """Writes annotations where a name ends in .json and an image of 32 x 24 pixels elsewhere."""
+    """Write annotations for names that end in .json, and a 32 x 24 image for the others."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
     )
 
 
-# opening what was found
+# opening the dataset
 
 
 def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_images(tmp_path):

@@ -1,4 +1,4 @@
-"""Batches: which images, in which order, how they are padded, and what happens to an image that cannot be read."""
+"""Batches: their images and order, padding, and images that cannot be read."""
 
 import json
 
@@ -42,7 +42,7 @@ def annotations(smears):
 
 @pytest.fixture
 def ten(make_coco, tmp_path):
-    """Ten images with the ids 1 to 10, each with one object, and a function that damages some of them."""
+    """Ten images with ids 1 to 10 and one object each, and a function that damages images by id."""
 
     def damage(*ids):
         for i in ids:
@@ -61,7 +61,7 @@ def sample(height, width, index=0, problem=None, value=255):
     return Sample(image, target, index, (height, width), problem)
 
 
-# which images
+# images and their order
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 5), (7, 7), (5, 1), (3, 8)])
@@ -106,7 +106,7 @@ def test_chunks_split_a_step_into_forward_passes():
     ({"pad_size_divisor": 32}, (96, 96)),
     ({"pad_size_divisor": 70}, (70, 70)),
     ({"pad_size_divisor": 64, "max_size": 90}, (90, 90)),
-    ({"pad_size_divisor": 64, "max_size": 40}, (65, 70)),  # images are never cut
+    ({"pad_size_divisor": 64, "max_size": 40}, (65, 70)),  # a batch is never smaller than its images
     ({"pad_size_divisor": 64, "max_size": 40, "policy": "lsj", "lsj_size": 100}, (100, 100)),
 ])  # fmt: skip
 def test_a_training_batch_is_padded_to_multiples_of_the_divisor_but_not_beyond_the_largest_size(settings, size):
@@ -127,7 +127,7 @@ def same(a, b):
 
 
 def test_workers_change_nothing(annotations):
-    """What an image looks like depends on (seed, epoch, index) and not on who reads it."""
+    """An augmented image depends on (seed, epoch, index), but not on the worker that reads it."""
     alone, helped = (list(training_steps(annotations, config(2, workers), 1, 0, 5)) for workers in (0, 2))
     assert len(alone) == len(helped) == 5 and all(len(step) == 2 for step in alone)
     assert all(same(a, b) for one, two in zip(alone, helped, strict=True) for a, b in zip(one, two, strict=True))
@@ -146,7 +146,7 @@ def test_an_image_depends_on_seed_epoch_and_index(annotations):
         assert other.image.shape != first.image.shape or not torch.equal(other.image, first.image)
 
 
-# how they are put together
+# collating and normalising
 
 
 def test_images_are_padded_at_right_and_bottom_and_padding_is_true_there():
@@ -203,13 +203,13 @@ def test_normalised_pixels_are_less_the_mean_over_the_deviation_and_padding_is_z
     assert [t.seed for t in done.targets] == [0, 1]
 
 
-# what they show
+# targets
 
 
 def test_a_training_target_is_what_was_annotated(ten):
     annotations, _ = ten
     plain = DataConfig(flip=0.0, crop_chance=0.0, train_scales=(96,))
-    found = TrainingImages(annotations, plain, 0)[0, 3]  # the id 4: a box at (4, 8) of 20 x 10 in 64 x 48
+    found = TrainingImages(annotations, plain, 0)[0, 3]  # id 4: a 20 x 10 box at (4, 8) in a 64 x 48 image
     assert found.image.shape == (3, 96, 128) and found.size == (48, 64) and found.problem is None
     torch.testing.assert_close(found.target.boxes, torch.tensor([[14 / 64, 13 / 48, 20 / 64, 10 / 48]]))
     assert found.target.labels.tolist() == [0]
@@ -230,7 +230,7 @@ def test_crowds_and_objects_outside_are_not_in_a_target_and_boxes_are_clipped(ma
 def test_an_image_without_objects_trains(make_coco):
     annotations = read_annotations(make_coco({1: [], 2: [(1, 5, 5, 9, 9)]}))
     (batch,) = next(iter(training_steps(annotations, config(2), 2, 0, 1)))
-    assert sorted(len(target.labels) for target in batch.targets) in ([0, 0], [0, 1])  # a crop may lose the other
+    assert sorted(len(target.labels) for target in batch.targets) in ([0, 0], [0, 1])  # a crop may drop the only object
     assert all(target.boxes.shape == (len(target.labels), 4) for target in batch.targets)
 
 
@@ -301,7 +301,7 @@ def test_evaluation_images_have_one_scale_and_nothing_random(annotations):
 
 
 def test_boxes_of_real_batches_are_where_the_annotations_say(smears, annotations):
-    """The chain as a whole, without augmentation, against the JSON file itself."""
+    """Compares boxes of batches, without augmentation, with those in the JSON file."""
     document = json.loads((smears / "annotations" / "instances_train2017.json").read_text())
     for batch, problems in evaluation_batches(annotations, config().data):
         assert problems == []

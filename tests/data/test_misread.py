@@ -1,4 +1,4 @@
-"""Inputs as real tools leave them, each of which was once read as something else without a word."""
+"""Inputs as real tools write them, each of which was once silently misread."""
 
 import json
 import random
@@ -21,7 +21,7 @@ YAML = "train: images/train\nval: images/val\nnames: [c]\n"
 
 
 def put(path: Path, text: str | None = None) -> Path:
-    """Writes a text, or an image of 320 x 200."""
+    """Write a text file, or a 320 x 200 image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if text is None:
         Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path)
@@ -49,7 +49,7 @@ def shares(box) -> list[float]:
 
 
 def yolo(folder: Path, line, num=12, yaml=YAML, splits=("train", "val")) -> dict[str, list]:
-    """Images with one object each, written by `line(box)`; the boxes by split."""
+    """Write a YOLO folder with one object per image, formatted by `line(box)`, and return the boxes by split."""
     rng, drawn = random.Random(7), {}
     put(folder / "data.yaml", yaml)
     for split in splits:
@@ -125,7 +125,7 @@ def test_fractions_of_another_convention_are_refused(tmp_path, meant):
 
 
 def spoil(folder: Path, kind: str) -> None:
-    """What systems leave beside every file."""
+    """Add the hidden files that a system or tool creates beside every file."""
     for file in [p for p in folder.rglob("*") if p.is_file()]:
         if kind == "jupyter":
             copy = file.parent / ".ipynb_checkpoints" / f"{file.stem}-checkpoint{file.suffix}"
@@ -372,7 +372,7 @@ def test_control_characters_in_a_class_name_are_shown_escaped_and_left_out(tmp_p
 
 
 def photographs(folder: Path, orientation: int, as_stored: bool, decimals: int = 6, whole: bool = True) -> None:
-    """Four YOLO images that EXIF turns, each with a box at whole pixels (or not) of the stored or the upright image."""
+    """Write four YOLO images with an EXIF orientation, and a box for each in the stored or the upright image."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     for n in range(4):

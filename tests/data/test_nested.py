@@ -1,4 +1,4 @@
-"""Annotations and images in many folders, and what is said of those that nothing puts together."""
+"""Annotations and images in nested folders, and errors if it is unclear which belong together."""
 
 import re
 import textwrap
@@ -38,7 +38,7 @@ WRITERS = [(write, suffix) for suffix, writers in FORMATS.items() for write in w
 
 
 def put(folder: Path, labels: str, images: str, number: int, form) -> tuple[int, int, int, int]:
-    """An image called 1 in every folder, with its label file."""
+    """Write the image 1.png and its label file, and return its box, xywh."""
     write, suffix = form
     box = (0, number, 20 + number, 30)
     for place in (folder / labels, folder / images):

@@ -1,5 +1,6 @@
-"""Data sets as publishers and tools ship them: read at first try, or refused with what was seen and a `dataset.toml`
-that works when it is pasted. Every one holds the same objects.
+"""Datasets as publishers and tools ship them: read, or refused with a `dataset.toml` to paste or with export advice.
+
+They contain the objects of TRAIN and VAL.
 """
 
 import json
@@ -26,7 +27,7 @@ Objects = dict[str, list[tuple]]
 
 
 def put(path: Path, text: str | bytes | None = None) -> Path:
-    """Writes a text, bytes, or an image."""
+    """Write text, bytes, or a JPEG image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if text is None:
         Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path, "JPEG")
@@ -96,7 +97,7 @@ def roboflow_yolo(folder: Path) -> None:
 
 
 def roboflow_csv(folder: Path) -> None:
-    """Called TensorFlow Object Detection there."""
+    """Roboflow calls this format TensorFlow Object Detection."""
     for split, objects in (("train", TRAIN), ("valid", VAL)):
         images(folder / split, objects)
         rows = [
@@ -106,7 +107,7 @@ def roboflow_csv(folder: Path) -> None:
 
 
 def kaggle_csv(folder: Path, heading="image_id,width,height,bbox,label", name=lambda n: n) -> None:
-    """As the global wheat heads came: a name without suffix, and x, y, width, height as a list."""
+    """As in Global Wheat Detection: image names without suffix, and x, y, width, height as a list."""
     for split, objects in (("train", TRAIN), ("val", VAL)):
         images(folder / split, [n for n, rows in objects.items()])
         rows = [f'{name(n)},{WIDTH},{HEIGHT},"[{x}.0, {y}.0, {w}.0, {h}.0]",{k}'
@@ -154,7 +155,7 @@ def label_studio_yolo(folder: Path) -> None:
 
 
 def labelimg_yolo(folder: Path, labels="", photos="", classes="classes.txt") -> None:
-    """Everything in one folder: images, a text beside each, and the list of classes."""
+    """Images, a label file for each, and the class list, by default all in one folder."""
     images(folder / photos, TRAIN | VAL)
     for name, rows in (TRAIN | VAL).items():
         put(folder / labels / f"{name}.txt", yolo(rows))
@@ -166,7 +167,7 @@ def labelimg_yolo_apart(folder: Path) -> None:
 
 
 def labelimg_yolo_per_split(folder: Path) -> None:
-    """The classes of each folder are in the order in which they were used there."""
+    """The two folders list the classes in different orders."""
     for split, objects, classes in (("train", TRAIN, CLASSES), ("val", VAL, CLASSES[::-1])):
         images(folder / split, objects)
         for name, rows in objects.items():
@@ -189,7 +190,7 @@ def cvat_yolo_without_obj_data(folder: Path) -> None:
 
 
 def darknet_lists(folder: Path) -> None:
-    """One folder for all images, and lists of those of each split."""
+    """All images in one folder, and a list of images for each split."""
     labelimg_yolo(folder, classes="obj.names")
     for split, objects in (("train", TRAIN), ("val", VAL)):
         put(folder / f"{split}.txt", "".join(f"/home/me/data/{name}.jpg\n" for name in objects))
@@ -256,10 +257,10 @@ def semicolons(folder: Path) -> None:
             rf"D:\data\{split}\{n}.jpg;{x};{y};{x + w};{y + h};{k}" for n, o in objects.items() for k, x, y, w, h in o
         ]
         text = "\r\n".join(["path;x1;y1;x2;y2;label", *rows])
-        put(folder / f"{split}_labels.csv", text.encode("utf-16"))  # as a spreadsheet saves it
+        put(folder / f"{split}_labels.csv", text.encode("utf-16"))  # as some spreadsheets save it
 
 
-READ: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether images without objects are told of
+READ: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether the format lists images without objects
     "Roboflow COCO": (roboflow_coco, True), "Roboflow VOC": (roboflow_voc, True),
     "Roboflow YOLO": (roboflow_yolo, True),
     "Roboflow CSV": (roboflow_csv, False), "Kaggle with bbox": (kaggle_csv, False),
@@ -312,7 +313,7 @@ def test_data_of_publishers_are_the_same_after_a_conversion(tmp_path, name, kind
     before, after = (
         {(part, file[-1]): rows for part, split in one.splits().items() for file, rows in objects_in(split).items()}
         for one in (layout, find_layout(tmp_path / "out"))
-    )  # VOC has one folder, so that a name may begin with that of its former folder
+    )  # only the last letter: in VOC's one folder, the name of the former folder may be a prefix
     assert before == after and len(before) > 2
 
 
@@ -356,7 +357,7 @@ def plain_yolo(folder: Path) -> None:
 
 
 def labelimg_yolo_in_folders(folder: Path) -> None:
-    """Nothing says whether the folders are splits, so nothing is guessed."""
+    """Two folders with a class list each; it is unclear whether they are splits."""
     for place, names in (("monday", ["a", "c"]), ("tuesday", ["b"])):
         images(folder / place, names)
         for name in names:
@@ -433,7 +434,7 @@ def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_pa
 
 
 def refused_as(folder: Path, name: str, content: str, tool: str) -> str:
-    """What to do with a file of this tool, which has no dataset.toml to paste."""
+    """The error message for a file of this tool; its fix has no `dataset.toml`."""
     images(folder / "photos", TRAIN)
     put(folder / name, content)
     with pytest.raises(DataError) as refused:
@@ -531,7 +532,7 @@ def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
 
 @pytest.mark.parametrize("name", ["train.csv", "classes.txt"])
 def test_text_in_an_unknown_encoding_is_refused(tmp_path, name):
-    """Latin-1 read as UTF-8 would name a class otherwise without a word."""
+    """Decoding Latin-1 as UTF-8 would silently change the class name."""
     images(tmp_path / "images", ["a"])
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
     text = "vélo\n" if name == "classes.txt" else "filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,vélo\n"

@@ -1,4 +1,4 @@
-"""Folders as people and tools really leave them: read as they are meant, or refused with what to type next."""
+"""Folders as users and tools leave them: read as intended, or refused with a fix."""
 
 import textwrap
 import tomllib
@@ -19,7 +19,7 @@ BOTH = {**TRAIN, **VAL}
 
 
 def rows(form: str, objects=TRAIN) -> list[str]:
-    """A row for each object; x, y, X, Y are corners in pixels, s… the same in fractions, cx and cy centers of these."""
+    """One row per object; x, y, X, Y, w, h are pixels, s… the same as fractions, cx and cy the center as fractions."""
     return [
         form.format(n=name, k=kind, i=CLASSES.index(kind), x=x, y=y, X=x + w, Y=y + h, w=w, h=h,
                     sx=x / WIDTH, sy=y / HEIGHT, sX=(x + w) / WIDTH, sY=(y + h) / HEIGHT, sw=w / WIDTH, sh=h / HEIGHT,
@@ -242,7 +242,7 @@ def test_images_of_a_split_that_is_not_there_are_not_those_of_another(tmp_path):
 
 
 def test_centers_in_the_place_of_corners_are_refused_in_a_table_and_in_coco(tmp_path):
-    """Only where as many boxes as that can tell."""
+    """This is only inferred from more than MIN_EVIDENCE boxes; here there are 24."""
     centers = [(10 * k + 5, 40, 9, 70) for k in range(9)] + [(90, 70, 18, 18), (50, 70, 9, 18), (20, 70, 9, 18)]
     objects = {name: [("car", *box) for box in centers] for name in "ab"}
     images(tmp_path, "ab")

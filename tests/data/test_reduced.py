@@ -1,4 +1,4 @@
-"""Large JPEGs are decoded small for training, and nobody can tell from the images or the boxes."""
+"""Large JPEGs are decoded at a reduced size for training, without visible changes to images or boxes."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from dinocore.data.transforms import annotated_image, resize, to_tensor
 
 AS_IS = DataConfig()
 SMALL = {"train_scales": (96, 110, 150), "crop_scales": (120, 180), "crop_size": (80, 140), "max_size": 220}
-AS_STORED = {  # from upright to what a camera stores with that EXIF orientation
+AS_STORED = {  # how an upright image is stored, by EXIF orientation
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,7 +27,7 @@ AS_STORED = {  # from upright to what a camera stores with that EXIF orientation
 
 
 def save(image, path, orientation=1, **options):
-    """A JPEG that shows `image` upright."""
+    """Save `image` as a JPEG that is upright once its EXIF orientation is applied."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = AS_STORED[orientation]
@@ -37,7 +37,7 @@ def save(image, path, orientation=1, **options):
 
 @pytest.fixture
 def photos(make_coco, tmp_path):
-    """Annotations of JPEGs, one with each orientation; on each a white rectangle on black."""
+    """A function that writes annotated JPEGs of a white rectangle on black, with the EXIF orientations in turn."""
 
     def make(boxes, size, orientations=(1,)):
         def renamed(document):
@@ -56,7 +56,7 @@ def photos(make_coco, tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Sizes in which the loader gets its images."""
+    """Sizes at which the loader decodes images."""
     sizes = []
 
     def spy(*arguments):
@@ -68,13 +68,13 @@ def decoded(monkeypatch):
 
 
 def measured(image):
-    """Corners of what is white, xyxy."""
+    """Corners of the white pixels, xyxy."""
     rows, columns = (torch.nonzero((image.float().mean(0) > 127).any(side)).flatten() for side in (1, 0))
     return torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
 
 
 def corners(sample):
-    """The only box, xyxy in pixels."""
+    """The first box of a sample, xyxy in pixels."""
     height, width = sample.image.shape[-2:]
     cx, cy, w, h = (sample.target.boxes[0] * torch.tensor([width, height, width, height])).tolist()
     return torch.tensor([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
@@ -82,7 +82,7 @@ def corners(sample):
 
 @pytest.mark.parametrize("size", [(1201, 907), (907, 1205), (1280, 960)])
 def test_boxes_are_where_the_rectangles_are_however_the_image_is_stored(photos, decoded, size):
-    """Flips and cuts, all eight EXIF orientations, sizes that no power of two divides."""
+    """With flips, crops, all eight EXIF orientations, and odd and even sizes."""
     width, height = size
     rng = np.random.default_rng(0)
     boxes = [(int(x * width), int(y * height), width // 3, height // 4) for x, y in rng.uniform(0, 0.6, (16, 2))]
@@ -93,7 +93,7 @@ def test_boxes_are_where_the_rectangles_are_however_the_image_is_stored(photos, 
         for index in range(len(boxes)):
             sample = pictures[epoch, index]
             assert sample.problem is None and sample.size == (height, width)
-            if len(sample.target.boxes) and (box := corners(sample))[2:].sub(box[:2]).min() >= 3:  # measurable
+            if len(sample.target.boxes) and (box := corners(sample))[2:].sub(box[:2]).min() >= 3:  # not too thin
                 assert (measured(sample.image) - box).abs().max() <= 1, (epoch, index)
                 compared += 1
     assert compared > 60 and all(max(small) < max(size) / 1.9 for small in decoded)
@@ -136,7 +136,7 @@ def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_c
     rows, columns = np.mgrid[:750, :1000]
     texture = 128 + 60 * np.sin(rows / 12) + 60 * np.cos(columns * rows / 15000)
     scene = Image.fromarray(texture.astype(np.uint8)).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
-    scene.save(annotations.path(0), "JPEG", quality=90)  # the name ends in .png, but content decides
+    scene.save(annotations.path(0), "JPEG", quality=90)  # a JPEG, although its name ends in .png
     config = DataConfig()
     samples = [TrainingImages(annotations, config, 0)[epoch, 0] for epoch in range(6)]
     assert max(decoded) == (2000, 1500) and (1000, 750) in decoded

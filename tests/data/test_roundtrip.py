@@ -1,4 +1,4 @@
-"""What is written in a format is read back the same, through every pair of formats, with names people really use."""
+"""Objects are unchanged after conversion through every pair of formats, with unusual file and class names."""
 
 import csv
 import itertools
@@ -32,14 +32,14 @@ classes = st.sampled_from(ODD_CLASSES) | st.text(st.characters(exclude_categorie
 
 
 def plain(name: str) -> str:
-    """A class's name without what XML cannot hold, and with single spaces."""
+    """A class name without control characters and repeated spaces, as the readers return it."""
     bad = [chr(c) for c in (*range(32), *range(127, 160), 0xFFFE, 0xFFFF)]
     return " ".join("".join(" " if c in bad else c for c in name).split())
 
 
 @st.composite
 def data_sets(draw):
-    """For each split its images, each with (class name, x, y, w, h); and its class names with ids of its own."""
+    """For each split, category ids by class name and objects (class name, x, y, w, h) by file name."""
     known = draw(st.lists(classes.filter(plain), min_size=1, max_size=4, unique_by=plain))
     made = {}
     for split in draw(st.sampled_from([["train"], ["train", "val"], ["train", "val", "test"]])):
@@ -54,7 +54,7 @@ def data_sets(draw):
 
 
 def write_coco(folder: Path, data) -> None:
-    """Every image has a colour of its own, by which it is known again whatever it is called."""
+    """Every image has a different colour, by which it is identified after files are renamed."""
     colors = itertools.count(1)
     for split, (ids, files) in data.items():
         images, objects = [], []
@@ -72,7 +72,7 @@ def write_coco(folder: Path, data) -> None:
 
 
 def read_all(folder: Path):
-    """Each split as the training reads it, and for each image, known by its colour, its objects by class name."""
+    """(annotations, format) of each split, and sorted objects (class name, box) by (split, colour of the image)."""
     found, splits = {}, {}
     for split, where in find_layout(folder).splits().items():
         part = read_annotations(where)
@@ -88,7 +88,7 @@ def read_all(folder: Path):
 
 
 def write_csv(splits, folder: Path) -> None:
-    """As tables, one a split, with names in quotes and a row without a box for an image without objects."""
+    """Write one table per split, with all values in quotes and rows without a box for images without objects."""
     for split, (part, _) in splits.items():
         folder.mkdir(exist_ok=True)
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -130,7 +130,7 @@ def test_objects_survive_every_pair_of_formats(data):
 
 
 def test_labels_of_an_image_in_a_folder_called_labels_do_not_replace_those_of_another(tmp_path):
-    """The writer took the labels of images/a.png, which lie beside labels/a.png, for those of the latter."""
+    """The label file of images/a.png lies beside labels/a.png, and was once taken for its label file."""
     files = {"images/a.png": [("c", 0, 0, 2, 2)], "labels/a.png": [("c", 2, 0, 2, 2)]}
     write_coco(tmp_path / "in", {"train": ({"c": 0}, files)})
     splits, found = read_all(tmp_path / "in")
@@ -139,7 +139,7 @@ def test_labels_of_an_image_in_a_folder_called_labels_do_not_replace_those_of_an
 
 
 def test_classes_that_only_validation_has_are_written_under_their_own_names(tmp_path):
-    """They were written as the last class, as -1, or as the class that has their number in training."""
+    """They were once written as the last class, as -1, or as the training class with the same id."""
     train = {"cat": 1, "dog": 2}, {"a.png": [("cat", 0, 0, 9, 9), ("dog", 9, 9, 9, 9)]}
     val = {"dog": 1, "bird": 2, "cat": 3}, {"b.png": [("bird", 1, 1, 5, 5), ("cat", 2, 2, 6, 6)]}
     data = {"train": train, "val": val}

@@ -1,4 +1,4 @@
-"""The drawn data set is exact, repeatable, complete, and enough like BCCD to learn from."""
+"""The sample dataset is reproducible, has exact boxes, and resembles BCCD."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def arrangement(seed, index, size):
 
 
 def on_slide(item, size, margin=1000):
-    """The mask of one cell in the whole image, by way of a slide so large that nothing is cut."""
+    """The mask of one cell at the size of the image; parts outside the image are cut off."""
     slide = np.zeros((size[1] + 2 * margin, size[0] + 2 * margin), bool)
     height, width = item.cell.mask.shape
     slide[margin + item.top :, margin + item.left :][:height, :width] = item.cell.mask
@@ -147,7 +147,7 @@ def test_layout_and_split(written):
         for image in document["images"]:
             with Image.open(folder / f"{split}2017" / image["file_name"]) as picture:
                 assert picture.size == (image["width"], image["height"]) == SMALL
-    assert digest(folder).keys() == expected  # nothing else is left behind
+    assert digest(folder).keys() == expected  # no other files
     assert sum(summary.objects.values()) == sum(len(d["annotations"]) for d in documents.values())
 
 

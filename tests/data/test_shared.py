@@ -1,4 +1,4 @@
-"""Ranks of one machine hold a data set once: one reads it, all map its arrays."""
+"""Ranks on one machine share a dataset: one reads it, and all map its arrays."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture
 def opened_by(on_ranks):
-    """What each of so many ranks opens, or why it cannot."""
+    """A function that opens the dataset on `size` ranks and returns each rank's dataset or error."""
     return lambda size, config: on_ranks(size, lambda group: open_shared_dataset(config, group))
 
 
@@ -36,7 +36,7 @@ def arrays(annotations):
 
 @pytest.fixture
 def reads(monkeypatch, tmp_path):
-    """Two ranks on each machine, with temporary files in `tmp_path`; every reading of the data set is noted."""
+    """Two ranks per machine, and temporary files in `tmp_path`; the list has one entry per read of the dataset."""
     noted = []
 
     def noting(config):
@@ -60,7 +60,7 @@ def test_one_rank_of_each_machine_reads_and_all_have_the_same(opened_by, config,
                 assert isinstance(getattr(ours, name), MappedArray) and np.array_equal(getattr(ours, name), value), name
                 assert getattr(ours, name).dtype == value.dtype
     if os.name == "posix":
-        assert list(tmp_path.iterdir()) == [], "files go as soon as all have opened them"
+        assert list(tmp_path.iterdir()) == [], "files are removed once all ranks have opened them"
 
 
 def test_training_images_are_those_of_arrays_in_memory(opened_by, config, reads):
@@ -80,9 +80,9 @@ def test_a_mapped_array_is_sent_as_the_name_of_its_file(tmp_path):
     sent = pickle.dumps(mapped)
     assert len(sent) < 4000 and np.array_equal(pickle.loads(sent).boxes, boxes)
     part = pickle.loads(pickle.dumps(mapped.boxes[10:20]))
-    assert np.array_equal(part, boxes[10:20]), "a part is sent as its numbers"
+    assert np.array_equal(part, boxes[10:20]), "a slice is pickled as a copy"
     (tmp_path / "train-boxes.npy").unlink()
-    assert np.array_equal(pickle.loads(pickle.dumps(mapped)).boxes, boxes), "without its file, too"
+    assert np.array_equal(pickle.loads(pickle.dumps(mapped)).boxes, boxes), "without the file, a copy is pickled"
 
 
 def test_no_room_for_the_arrays_ends_all_ranks_with_what_to_do(opened_by, config, reads, monkeypatch):

@@ -1,4 +1,4 @@
-"""Tables of boxes: which column is what, which rows belong to which split, and the ids of classes."""
+"""CSV tables of boxes: which columns are recognised, which rows belong to which split, and category ids."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.formats.layout import find_layout
 from dinocore.errors import DataError
 
-BOXES = {"a": (3, 4, 20, 30), "b": (10, 0, 50, 40), "c": (0, 7, 9, 11)}  # x y width height
+BOXES = {"a": (3, 4, 20, 30), "b": (10, 0, 50, 40), "c": (0, 7, 9, 11)}  # x, y, width, height
 
 
 def put_table(folder: Path, name: str, lines: list[str]) -> None:
@@ -20,7 +20,7 @@ def put_table(folder: Path, name: str, lines: list[str]) -> None:
 
 
 def rows(row: str) -> list[str]:
-    """A row for each box; the classes of a, b and c are elk, owl and elk, and their numbers 7, 30 and 7."""
+    """One row per box; the classes of a, b and c are elk, owl and elk, with ids 7, 30 and 7."""
     classes = {"a": ("elk", 7), "b": ("owl", 30), "c": ("elk", 7)}
     return [
         row.format(n=stem, x=x, y=y, w=w, h=h, X=x + w, Y=y + h, cx=x + w / 2, cy=y + h / 2, c=name, i=number)
@@ -82,7 +82,7 @@ def test_ids_of_classes_may_be_written_as_whole_floats(tmp_path, heading, row, c
 @pytest.mark.parametrize(("change", "ids"), [
     (lambda row: row, [(7, "elk"), (30, "owl")]),
     (lambda row: row.replace(",30", ",0"), [(0, "owl"), (7, "elk")]),
-    (lambda row: row.replace(",30", ",7"), [(1, "elk"), (2, "owl")]),  # two classes have one id
+    (lambda row: row.replace(",30", ",7"), [(1, "elk"), (2, "owl")]),  # two classes with the same id
     (lambda row: row.replace(",30", ","), [(1, "elk"), (2, "owl")]),
 ])  # fmt: skip
 def test_classes_keep_the_ids_that_a_column_has_beside_their_names(tmp_path, change, ids):

@@ -1,4 +1,4 @@
-"""Boxes follow their images: rectangles are drawn, changed with the image, and measured again."""
+"""Boxes still match their objects after augmentation: coloured rectangles are drawn, augmented and measured."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size":
 
 
 def drawn(boxes, size=(90, 130)):
-    """An image of `size` (height, width) with the k-th box in the k-th colour; labels are colours."""
+    """An image of `size` (height, width) with the k-th box filled in the k-th colour, its boxes, and labels 0, 1, 2."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     for colour, (x0, y0, x1, y1) in zip(COLOURS, boxes, strict=False):
         image[:, y0:y1, x0:x1] = colour[:, None, None]
@@ -26,7 +26,7 @@ def drawn(boxes, size=(90, 130)):
 
 
 def whole(picture):
-    """The frame of an image that was decoded in its own size."""
+    """The `frame` of an image that was decoded at full size."""
     return 0, 0, picture[0].shape[-1], picture[0].shape[-2]
 
 
@@ -35,7 +35,7 @@ def augment(picture, config, rng):
 
 
 def crop(picture, limits, rng):
-    """A random part in the image's own scale."""
+    """A random crop without resizing."""
     height, width = picture[0].shape[-2:]
     cuts = DataConfig(flip=0.0, crop_chance=1.0, crop_scales=(min(height, width),), crop_size=limits)
     plan = draw((height, width), cuts, rng)
@@ -45,7 +45,7 @@ def crop(picture, limits, rng):
 
 
 def measured(image: Tensor, colour: int):
-    """Corners of what shows a colour, to the tenth of a pixel or so where it fades out; None if nothing does."""
+    """Corners, xyxy, of the pixels with at least half of a colour's full brightness; None if there are none."""
     bright = image[colour].float() / 255
     if bright.max() < 0.5:
         return None
@@ -80,16 +80,16 @@ def test_after_any_augmentation_every_box_is_where_its_rectangle_is(size):
             if len(row):
                 kept += 1
                 box = boxes[row[0]].as_subclass(Tensor)
-                sliver = (box[2:] - box[:2]).min() < 3  # a cut left less than can be measured
+                sliver = (box[2:] - box[:2]).min() < 3  # a crop left less than can be measured
                 assert sliver or (seen - box).abs().max() <= 1, (seed, seen, box)
             else:
                 dropped += 1
                 assert seen is None, (seed, seen)
-    assert kept > 100 and dropped > 10  # the seeds show both
+    assert kept > 100 and dropped > 10  # both cases occur
 
 
 def step_by_step(picture, config, rng):
-    """DETR's augmentation as it is written: every step makes an image."""
+    """DETR's original augmentation, which makes a new image in every step."""
     flip, vertical_flip = rng.random() < config.flip, rng.random() < config.vertical_flip
     if rng.random() < config.crop_chance:
         picture = resize(picture, int(rng.choice(config.crop_scales)), None)
@@ -113,7 +113,7 @@ def step_by_step(picture, config, rng):
 
 @pytest.mark.parametrize("size", [(240, 320), (427, 320)])
 def test_one_resampling_shows_what_detrs_steps_show(size):
-    """The same draws: the same size and, to the rounding of a cut to whole pixels, the same place."""
+    """With the same random numbers, sizes are equal, and boxes differ only by rounding crops to pixels."""
     config = DataConfig(
         vertical_flip=0.3, train_scales=(200, 240), crop_scales=(180, 260), crop_size=(150, 220), max_size=400
     )
@@ -133,13 +133,13 @@ def test_one_resampling_shows_what_detrs_steps_show(size):
 
 
 def test_crops_have_the_sizes_of_detrs_steps():
-    """Sides of the cut in the image that was resized for it, and the final size."""
+    """Crops have whole pixels of the resized image, and sides between 384 and 600."""
     config = DataConfig(crop_chance=1.0, crop_scales=(500,), train_scales=(640,))
     sides = np.array([])
     for seed in range(200):
         left, top, right, bottom = draw((480, 640), config, np.random.default_rng(seed)).region
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-        part = np.array([(right - left) * 666, (bottom - top) * 500])  # 640 x 480 becomes 666 x 500
+        part = np.array([(right - left) * 666, (bottom - top) * 500])  # 640 x 480 is resized to 666 x 500
         assert part == pytest.approx(part.round()) and (part.round() >= 384).all() and part[0] <= 600.5
         sides = np.append(sides, part.round())
     assert sides.min() < 390 and sides.max() > 590
@@ -172,7 +172,7 @@ def test_flips_and_crops_have_the_configured_probability():
 @pytest.mark.parametrize(
     ("size", "short", "most", "expected"),
     [
-        ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, cut off
+        ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, truncated
         ((640, 480), 800, 1333, (1066, 800)),
         ((427, 640), 800, 1333, (800, 1199)),  # 1199.06
         ((375, 500), 480, 1333, (480, 640)),
@@ -182,10 +182,10 @@ def test_flips_and_crops_have_the_configured_probability():
         ((800, 1333), 800, 1333, (800, 1333)),
         ((480, 640), 600, None, (600, 800)),
         ((100, 1000), 800, None, (800, 8000)),
-        ((1, 5000), 800, 1333, (1, 1333)),  # DETR's rule gives a height of 0 here
+        ((1, 5000), 800, 1333, (1, 1333)),  # DETR's rule gives a height of 0
         ((5000, 1), 800, 1333, (1333, 1)),
         ((1, 1), 800, 1333, (800, 800)),
-        ((10, 8000), 800, 1333, (2, 1600)),  # 1.67 is rounded to 2
+        ((10, 8000), 800, 1333, (2, 1600)),  # 1.67, rounded to 2
     ],
 )
 def test_sizes_follow_the_rule_of_detr(size, short, most, expected):
@@ -281,16 +281,16 @@ def test_no_global_random_generator_is_used():
 
 
 def test_shrinking_is_smoothed():
-    """Stripes of one pixel become grey and not stripes of another width."""
+    """One-pixel stripes become grey, not wider stripes."""
     stripes = torch.zeros(3, 120, 120, dtype=torch.uint8)
     stripes[..., ::2] = 255
     _, boxes, labels = drawn([], (120, 120))
     small = resize((tv_tensors.Image(stripes), boxes, labels), 40, None)[0].float()
     assert (small - 127.5).abs().max() < 60
-    assert (F.resize(stripes, [40, 40], antialias=False).float() - 127.5).abs().max() > 100  # what it would be
+    assert (F.resize(stripes, [40, 40], antialias=False).float() - 127.5).abs().max() > 100  # without antialiasing
 
 
-# settings beyond DETR's
+# settings that DETR does not have
 
 
 def test_large_scale_jitter_keeps_boxes_within_a_pixel_of_what_is_seen_and_cuts_squares():
