@@ -58,7 +58,7 @@ def chaos(folder: Path, kills: int, draws: random.Random) -> dict[str, Any]:
     began = time.monotonic()
     os.waitpid(start(folder / "straight", folder / "data"), 0)
     life = time.monotonic() - began
-    wanted = outcome(folder / "straight")
+    expected = outcome(folder / "straight")
     found: dict[str, Any] = {
         "kills": 0,
         "finished": 0,
@@ -73,7 +73,7 @@ def chaos(folder: Path, kills: int, draws: random.Random) -> dict[str, Any]:
         child = start(run, folder / "data")
         if ended_within(child, draws.uniform(0, 1.2 * life)):
             found["finished"] += 1
-            found["unlike"] += [] if outcome(run) == wanted else [run.name]
+            found["unlike"] += [] if outcome(run) == expected else [run.name]
             number += 1
             continue
         os.kill(child, signal.SIGKILL)

@@ -83,7 +83,7 @@ def check_data(
     from dinocore.presets import load_config
 
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
-    changes = [*overrides, *(f"{key}=true" for key, wanted in flags.items() if wanted)]
+    changes = [*overrides, *(f"{key}=true" for key, given in flags.items() if given)]
     changes += [] if val_fraction is None else [f"data.val_fraction={val_fraction}"]
     settings, folder = load_config(preset, changes, config), folder.expanduser()
     for name, out, suffix in (("--html", html, ".html"), ("--fix", fix, ".json")):

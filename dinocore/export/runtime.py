@@ -99,10 +99,10 @@ class ExportedDetector:
             info = {"multiple": 1, "thresholds": None} | json.loads(text)
             names, canvas, least = info["names"], info["canvas"], info.setdefault("least", info["canvas"])
             ints = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
-            shares = [*(info["thresholds"] or [0] * len(names)), info["nms_iou"], info["threshold"]]
+            limits = [*(info["thresholds"] or [0] * len(names)), info["nms_iou"], info["threshold"]]
             ours = info["schema"] == 1 and info["pixels"] in ("uint8", "float32") and len(least) == len(canvas) == 2
-            ours &= len(names) == len(info["ids"]) == len(shares) - 2 and {*map(type, names)} == {str} and min(ints) > 0
-            if ours and {*map(type, [*info["ids"], *ints])} == {int} and all(0 <= x <= 1 for x in shares):
+            ours &= len(names) == len(info["ids"]) == len(limits) - 2 and {*map(type, names)} == {str} and min(ints) > 0
+            if ours and {*map(type, [*info["ids"], *ints])} == {int} and all(0 <= x <= 1 for x in limits):
                 return info
         raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 

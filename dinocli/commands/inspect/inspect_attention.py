@@ -117,8 +117,8 @@ def _show(seen: Attention, head: int | None) -> None:
     for m in heads:
         weights = seen.weights[m]  # (L, P)
         x, y = seen.points[m].flatten(0, 1)[weights.argmax()].tolist()
-        shares = [*weights.sum(-1).tolist(), float(weights[outside[m]].sum())]
-        *by_level, off = (f"{100 * share:.0f}%" for share in shares)
+        fractions = [*weights.sum(-1).tolist(), float(weights[outside[m]].sum())]
+        *by_level, off = (f"{100 * fraction:.0f}%" for fraction in fractions)
         distance = f"{float((away[m] * weights).sum()):.0f} px"
         rows.append([m, *by_level, distance, off, f"{float(weights.max()):.2f} at {x:.0f}, {y:.0f}"])
     print_table(["head", *levels, "distance", "outside", "heaviest point"], rows)

@@ -149,8 +149,8 @@ def _objects(
             return {}
     files = {i: found.path(i) for i in range(len(found.image_ids))}
     if own:  # only images that are files of this dataset
-        wanted = {item.path.name: item.path.resolve() for item in inputs}
-        files = {i: file for i, file in files.items() if file.name in wanted and file.resolve() in wanted.values()}
+        given = {item.path.name: item.path.resolve() for item in inputs}
+        files = {i: file for i, file in files.items() if file.name in given and file.resolve() in given.values()}
         if files:
             say(f"data: {found.file} (the data these weights were trained with; --data DIR for other)")
     return {str(file): objects_of(found, i) for i, file in files.items()}

@@ -169,7 +169,7 @@ def _check_readable(address: str, file: Path) -> None:
 def _conversion(found: Original) -> Path:
     """The cache path of a converted file, by its content, preset and converter version."""
     digest = found.sha256 or sha256(found.file)
-    return cache_folder() / "converted" / f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
+    return cache_folder() / "converted" / f"{digest[:16]}-{found.preset or 'auto'}-{CONVERTER}.safetensors"
 
 
 def _is_cached(conversion: Path) -> bool:
