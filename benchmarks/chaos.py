@@ -1,4 +1,4 @@
-"""Kill a training with SIGKILL at random times, again and again, and check what is left each time.
+"""Kill a training run with SIGKILL at random times, repeatedly, and check its files each time.
 
     python benchmarks/chaos.py [--kills 200] [--seed 0] [--json FILE]
 

@@ -1,7 +1,7 @@
 """Run all GPU measurements in at most eight minutes, and write them to a JSON file.
 
     python benchmarks/gpu.py [--minutes 8] [--json docs/benchmarks/gpu.json]
-    python benchmarks/gpu.py --device cpu --preset tiny --size 64x96 --batches 1 2    # a rehearsal without one
+    python benchmarks/gpu.py --device cpu --preset tiny --size 64x96 --batches 1 2    # a trial run without a GPU
 
 In this order: the tests that need a GPU; deformable attention against its reference (and the official CUDA operation,
 where `MultiScaleDeformableAttention` is installed), forward and backward; r50-4scale's inference and training step,

@@ -119,7 +119,7 @@ class Plain:
             yield images, padding, [(boxes, labels) for _, boxes, labels in samples]
 
     def sample(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A normalised image (3, H, W), boxes (T, 4) cxcywh as shares of it, labels (T,)."""
+        """A normalised image (3, H, W), boxes (T, 4) cxcywh as fractions of it, labels (T,)."""
         image, objects = self.dataset[row]
         objects = [found for found in objects if not found.get("iscrowd")]
         boxes = torch.tensor([found["bbox"] for found in objects], dtype=torch.float32).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""The stable names as a script uses them, right and wrong."""
+"""The public functions of `dinocore`: accepted arguments, and errors for wrong ones."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/ fit the code."""
+"""The scripts in benchmarks/ are up to date with the code."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Box arithmetic, against values that can be worked out by hand."""
+"""Box arithmetic, compared with values computed by hand."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_area_is_width_times_height():
         ((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1), 0, -0.5),  # touch at a corner: the hull is 1, half of it empty
         ((0, 0, 0.2, 0.2), (0.8, 0.8, 1, 1), 0, -0.92),  # apart: 0.92 of the hull is empty
         ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 0.25, 0.25),  # contained: the hull is the union
-        ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3, 1 / 3),  # side by side, half covered
+        ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3, 1 / 3),  # overlapping by half
         ((0, 0, 1, 1), (0.5, 0.5, 0.5, 0.5), 0, 0),  # a point inside
         ((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), 0, 0),  # two equal points
     ],
@@ -81,5 +81,5 @@ def test_refine_moves_by_the_delta_within_the_image_and_keeps_the_dtype():
 def test_refine_passes_gradients_to_boxes_and_delta():
     start, delta = torch.full((4,), 0.3, requires_grad=True), torch.zeros(4, requires_grad=True)
     refine(start, delta).sum().backward()
-    torch.testing.assert_close(start.grad, torch.ones(4))  # the sigmoid undoes the slope of its inverse
+    torch.testing.assert_close(start.grad, torch.ones(4))  # the slopes of the sigmoid and its inverse cancel
     torch.testing.assert_close(delta.grad, torch.full((4,), 0.3 * 0.7))

@@ -1,4 +1,4 @@
-"""What a value of the config may be, and what a user is told about one that it may not be."""
+"""Valid values of the config, and the error messages for invalid ones."""
 
 import re
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_each_name_from_another_codebase_leads_to_an_existing_setting():
     names = {setting.name for setting in list_settings()}
     assert set(OTHER_NAMES.values()) <= names
     leaves = {name.rpartition(".")[2] for name in names}
-    assert not leaves & OTHER_NAMES.keys(), "these are settings themselves, so the word is never looked up"
+    assert not leaves & OTHER_NAMES.keys(), "these are our own settings, so they are never looked up"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_names_on_the_page_for_users_of_other_codebases_lead_to_the_settings_bes
     page = (Path(__file__).parents[1] / "docs/coming-from.md").read_text(encoding="utf-8")
     wrong, seen = [], 0
     for theirs, ours in ROW.findall(page):
-        if "--" in theirs + ours:  # options, or both
+        if "--" in theirs + ours:  # has command-line options
             continue
         words = WORD.findall(re.sub(r"\([^)]*\)", "", theirs))
         settings = [name.rpartition(".")[2] for name in SETTING.findall(ours)]
@@ -278,7 +278,7 @@ def test_every_setting_has_a_description():
     assert [setting.name for setting in list_settings() if len(setting.comment) < 4] == []
 
 
-OFFICIAL = [  # the settings of its recipe, from its config file and coco_transformer.py
+OFFICIAL = [  # settings of official DINO's recipe, from its config file and coco_transformer.py
     "lr", "lr_backbone", "lr_backbone_names", "lr_linear_proj_names", "lr_linear_proj_mult", "batch_size",
     "weight_decay", "epochs", "lr_drop", "save_checkpoint_interval", "clip_max_norm", "onecyclelr",
     "multi_step_lr", "lr_drop_list", "frozen_weights", "backbone", "use_checkpoint", "dilation",
@@ -301,7 +301,7 @@ def test_names_from_official_dinos_configs_lead_to_ours_or_an_explanation(word):
     assert "known are" not in str(refused.value)
     named = re.search(r"did you mean `([^`]*)`", str(refused.value))
     beside = [setting.name for setting in list_settings() if word in setting.official.split(", ")]
-    assert not beside or (named and named[1] in beside), "the page of settings says another"
+    assert not beside or (named and named[1] in beside), "the settings page names another one"
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("label-studio", "labelstudio"), ("Label Studio", "labelstudio")])

@@ -1,4 +1,4 @@
-"""Every error has one shape, and every code is on the page that lists them."""
+"""All errors have the same structure, and all codes are documented."""
 
 import ast
 import pickle
@@ -32,7 +32,7 @@ def test_every_code_in_the_source_is_listed_and_every_listed_one_is_used():
         used |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"(DATA|MODEL)(-[A-Z]+)+", text)}
         used |= {text for text in texts if text in ("USAGE", "CONFIG", "DATA", "CHECKPOINT", "ENVIRONMENT", "DIVERGED",
                                                     "INTERRUPTED", "BUG", "INPUTS", "EXPORT")}  # fmt: skip
-    made = {f"DATA-IMAGE-{kind}" for kind in ("BANDS", "DAMAGED", "FORMAT", "LARGE", "MISSING")}  # in images.py
+    made = {f"DATA-IMAGE-{kind}" for kind in ("BANDS", "DAMAGED", "FORMAT", "LARGE", "MISSING")}  # built in images.py
     assert used | made == set(CODES)
 
 

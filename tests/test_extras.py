@@ -1,4 +1,4 @@
-"""Every extra is declared, and the line that installs one works where this copy came from."""
+"""Extras named in messages are declared, and install commands use the origin of the installation."""
 
 import re
 import shlex

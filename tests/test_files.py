@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Files are written completely or not at all."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_non_finite_values_are_null_in_json():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path):  # as is /dev/null, which a test had better not try
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):  # like /dev/null, which is too risky to test
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
     read: list[str] = []

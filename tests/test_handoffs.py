@@ -1,4 +1,4 @@
-"""Files that annotation tools read: FiftyOne and Label Studio take them as they are, where these are installed."""
+"""Files for annotation tools. FiftyOne and Label Studio read them here, if installed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def detection(label, score, box):
 
 @pytest.fixture
 def found(tmp_path, monkeypatch):
-    """Two images: one has a name that addresses and XML would misread and a box over all of it, one has no objects."""
+    """Two images: one with a name that needs escaping in URLs and XML and a full-size box, one without objects."""
     monkeypatch.chdir(tmp_path)
     for name in ("a & b/x é.jpg", "y.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def found(tmp_path, monkeypatch):
 def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(found, tmp_path):
     assert write_detections(found, CATEGORIES, "fiftyone", Path("fo.json")) == [Path("fo.json")]
     content = json.loads(Path("fo.json").read_text())
-    assert content["classes"] == NAMES, "each name once"
+    assert content["classes"] == NAMES, "each name appears once"
     first, second = content["labels"].items()
     assert (first[0], second) == (str(tmp_path / "a & b/x é.jpg"), (str(tmp_path / "y.jpg"), []))
     assert first[1][0] == {"label": NAMES[0], "bounding_box": [0, 0, 1, 1], "confidence": 0.9}
@@ -80,7 +80,7 @@ def test_label_studio_itself_accepts_the_predictions(found):
     predictions = [one for task in json.loads(Path("tasks.json").read_text()) for one in task["predictions"]]
     assert [interface.validate_prediction(one, return_errors=True) for one in predictions] == [[], []]
     predictions[0]["result"][0]["value"]["width"] = 140
-    assert interface.validate_prediction(predictions[0], return_errors=True), "its judge is awake"
+    assert interface.validate_prediction(predictions[0], return_errors=True), "the validation detects errors"
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -90,7 +90,7 @@ def test_a_file_whose_name_is_no_utf8_is_written_and_read_back(found, kind):
     out = Path("out" if kind in FOLDERS else f"out.{kind}" if kind in ("jsonl", "csv") else "out.json")
     for file in write_detections(found, CATEGORIES, kind, out):
         texts = [path.read_text("utf-8") for path in ([*file.iterdir()] if file.is_dir() else [file])]
-        assert any(texts), "it is UTF-8, with something in it"
+        assert any(texts), "UTF-8, and not empty"
     if kind in ("json", "jsonl"):
         assert read_detections(out) == found
     elif kind == "coco":

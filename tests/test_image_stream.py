@@ -1,4 +1,4 @@
-"""Many images through a detector: batches of one shape, in order, and the same answers as one at a time."""
+"""Detection in many images: batches of one shape, results in order and equal to those of single images."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def images():
 
 
 def the_same(a, b):
-    """Equal up to rounding, which may swap detections of nearly one score: the sure ones count."""
+    """Equal boxes of scores above 0.2, up to rounding, in any order."""
     a, b = (d.boxes_xyxy[d.scores > 0.2] for d in (a, b))
     return len(a) == len(b) and all((b - box).abs().amax(1).min() < 0.05 for box in a)
 
@@ -36,7 +36,7 @@ def test_images_of_mixed_shapes_give_the_same_results_in_order_as_one_by_one(det
     together = list(detector.stream(images, batch_size))
     assert len(together) == len(images)
     assert all(map(the_same, alone, together))
-    assert not the_same(together[0], together[2]), "the test could not see a wrong order"
+    assert not the_same(together[0], together[2]), "otherwise a wrong order would not be noticed"
 
 
 def test_a_list_is_processed_in_batches_of_one_shape(detector, images, monkeypatch):

@@ -1,4 +1,4 @@
-"""Imports point one way only, and the command starts fast."""
+"""Imports point one way only, and commands start fast."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Lower may not import higher. A file's layer is the first entry that its path starts with.
+# Modules may not import from later layers. A file's layer is the first entry that its path starts with.
 LAYERS = [
     "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/system/parent", "dinocore/words",
     "dinocore/system/files", "dinocore/weights/shipped", "dinocore/weights/untrusted",
@@ -32,7 +32,7 @@ def name(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """First-party modules that a file imports while running, as paths such as `dinocore/boxes`."""
+    """First-party modules that a file imports at runtime, as paths such as `dinocore/boxes`."""
     package = path.relative_to(ROOT).parent.parts
     tree = ast.parse(path.read_text())
     blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
@@ -98,7 +98,7 @@ assert "torch" not in sys.modules
 
 
 def test_no_command_imports_torch_before_it_runs():
-    """So `dino train --help` and completion are quick, and data is checked without half a gigabyte of PyTorch."""
+    """Keeps `dino train --help` and completion fast, and checks data without loading PyTorch."""
     done = subprocess.run([sys.executable, "-c", LOAD_COMMANDS], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""The loss and the matching, against slow and plain versions of the same."""
+"""The loss and the matching, compared with simple, slow implementations."""
 
 import itertools
 import math
@@ -67,14 +67,14 @@ def test_the_cost_of_a_pair_by_hand():
     stage = Predictions(torch.zeros(1, 1, 2), torch.tensor([[[0.2, 0.5, 0.2, 0.2]]]))
     target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
     cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
-    label = (0.25 - 0.75) * 0.5**2 * math.log(2)  # positive less negative focal loss of a score of 0.5
+    label = (0.25 - 0.75) * 0.5**2 * math.log(2)  # positive minus negative focal loss of a score of 0.5
     assert cost.label.item() == pytest.approx(2 * label, rel=1e-5)
     assert cost.box.item() == pytest.approx(5 * 0.3, rel=1e-5)
     assert cost.giou.item() == pytest.approx(2 * 0.2, rel=1e-5)
 
 
 def test_of_two_equally_distant_boxes_the_one_that_overlaps_more_is_matched():
-    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.1], [0.55, 0.55, 0.2, 0.2]]])  # both 0.1 away in L1
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.1], [0.55, 0.55, 0.2, 0.2]]])  # both at L1 distance 0.1
     target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
     (match,) = hungarian([Predictions(torch.zeros(1, 2, 1), boxes)], [target], LOSS)
     overlap = iou(to_xyxy(boxes[0]), to_xyxy(target.boxes))

@@ -1,4 +1,4 @@
-"""How much a process keeps of what oneDNN compiles."""
+"""The memory that a process keeps for oneDNN's compiled primitives."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_with_batches_of_any_size_a_linear_layer_caches_nothing_for_past_sizes(s
     done = subprocess.run(
         command, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
     )
-    assert least < float(done.stdout.split("MB")[1]) < most  # in MB, of 50 more sizes
+    assert least < float(done.stdout.split("MB")[1]) < most  # MB for 49 more sizes
 
 
 def test_training_with_few_sizes_keeps_their_compiled_primitives(tmp_path):

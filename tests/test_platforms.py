@@ -1,4 +1,4 @@
-"""What Windows lacks is hidden; the modules are imported and their small parts are used as there."""
+"""Modules and commands work without the features that Windows lacks, which are hidden here."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A detector takes images of any kind and says what it cannot take."""
+"""A detector accepts images of many types, and refuses other inputs with the reason."""
 
 import io
 import pickle
@@ -51,7 +51,7 @@ def test_the_bundled_model_finds_cells_in_a_drawn_image(detector, smear):
 
 def test_exif_rotation_is_applied_once_for_files_and_pil_images(detector, smear, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(smear).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "t.png", exif=exif)
     upright = detector(smear)
     assert same(upright, detector(tmp_path / "t.png"))
@@ -60,7 +60,7 @@ def test_exif_rotation_is_applied_once_for_files_and_pil_images(detector, smear,
 
 
 AS_INTEGERS = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
-WITH_FIX = {  # an image, and what `detector(...)` says to type
+WITH_FIX = {  # an image, and the fix that the error suggests
     "float tensor": (torch.from_numpy(AS_INTEGERS).permute(2, 0, 1) / 255, "(image * 255).round().to(torch.uint8)"),
     "channels last": (torch.from_numpy(AS_INTEGERS), "image.permute(2, 0, 1)"),
     "grey tensor": (torch.from_numpy(AS_INTEGERS[None, ..., 0]), "image.expand(3, -1, -1)"),
@@ -160,7 +160,7 @@ def test_detections_unpack_into_three_named_parts(detector, smear):
 
 
 def select(detector, nms_iou, corners, logits):
-    """What is found where the model answers these boxes, as shares of an image of 100 x 100."""
+    """The detections if the model predicts these boxes, xyxy in pixels of a 100 x 100 image."""
     limits = detector.config.eval.model_copy(update={"nms_iou": nms_iou})
     chosen = Detector(build_model(detector.config.model), detector.config, detector.categories, detector.device, "off")
     chosen.config = detector.config.model_copy(update={"eval": limits})
@@ -169,13 +169,13 @@ def select(detector, nms_iou, corners, logits):
 
 
 def test_of_two_overlapping_boxes_of_a_class_the_worse_is_dropped_only_on_request(detector):
-    corners = [[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 60, 90, 90]]  # the first two overlap by 0.95
+    corners = [[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 60, 90, 90]]  # the first two have IoU 0.95
     logits = [[2.0, -9, -9], [1.0, 3, -9], [0.0, -9, -9]]
     everything, fewer = (select(detector, limit, corners, logits) for limit in (1.0, 0.9))
     assert len(everything.scores) == 9
     sure = fewer.scores > 0.3
     found = list(zip(fewer.labels[sure].tolist(), fewer.boxes_xyxy[sure, 0].round().int().tolist(), strict=True))
-    assert found == [(1, 12), (0, 10), (0, 60)]  # the box of the other class stays, whatever it overlaps with
+    assert found == [(1, 12), (0, 10), (0, 60)]  # boxes of different classes are both kept
     assert len(select(detector, 0.96, corners, logits).scores) == 9
 
 
@@ -192,7 +192,7 @@ def test_a_copy_of_a_detector_gives_the_same_results(detector):
 
 
 def test_boxes_are_clipped_to_the_image(detector):
-    """A box around the upper left corner, and one around the lower right: what lies outside is cut off."""
+    """Two boxes centred on the top left and bottom right corners of the image."""
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.4], [1.0, 1.0, 0.2, 0.2]]])
     logits = torch.full((1, 2, len(detector.categories)), -9.0)
     logits[0, 0, 0], logits[0, 1, 0] = 4.0, 3.0

@@ -1,4 +1,4 @@
-"""From a preset, a file and overrides to a config, and back to TOML."""
+"""Configs from presets, files and overrides, and their TOML."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_a_preset_has_a_title_and_comes_back_equal_from_its_own_toml(name, tmp_p
     path = tmp_path / "config.toml"
     path.write_text(config_to_toml(config), encoding="utf-8")
     assert load_config(path) == config
-    assert load_config("r50-5scale-36e", file=path) == config, "a file of all settings leaves nothing of a preset"
+    assert load_config("r50-5scale-36e", file=path) == config, "a file with all settings overrides the whole preset"
 
 
 def test_r50_4scale_is_the_defaults_and_others_are_not():

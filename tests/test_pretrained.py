@@ -1,4 +1,4 @@
-"""Trained weights find their places in a backbone, whoever named them. Downloads are stood in for by fresh weights."""
+"""Trained weights are loaded into backbones by several naming schemes. Random weights replace downloads."""
 
 import re
 
@@ -30,7 +30,7 @@ def load(backbone, name, source, *overrides):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """timm gives fresh weights instead of trained ones; which are noted."""
+    """The names of weights requested from timm, which returns random ones."""
     requested = []
 
     def download(name):
@@ -44,7 +44,7 @@ def downloads(monkeypatch):
 
 @pytest.fixture
 def microsofts(tmp_path):
-    """A Swin-T as its publisher saved it."""
+    """A Swin-T in its publisher's format: the file and its state dict."""
     state = build("swin-t-224", (4, 8, 16, 32)).state_dict()
     state = {key: torch.randn(v.shape) for key, v in state.items() if not re.match(r"norm\d\.", key)}
     state |= {"norm.weight": torch.ones(768), "head.weight": torch.ones(1000, 768), "head.bias": torch.ones(1000)}
@@ -124,7 +124,7 @@ def test_convnexts_norms_on_maps_stay_new_and_its_blocks_are_loaded(downloads):
 
 
 def test_a_file_under_its_publishers_names_is_loaded_by_timms_table(tmp_path):
-    """Facebook's ConvNeXt of 22k classes: downsample_layers first, then stages, then a norm and a head."""
+    """Like Facebook's ConvNeXt with 22k classes, which has downsample_layers, stages, norm and head."""
     theirs = timm.create_model("convnext_tiny", num_classes=21841).state_dict()
     rules = [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
              (r"blocks\.", ""), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"), (r"head\.norm", "norm"),

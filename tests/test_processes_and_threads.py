@@ -1,4 +1,4 @@
-"""A detector in child processes, in threads, as a pickle and as a copy."""
+"""A detector in child processes and threads, pickled, copied, and with other default dtypes."""
 
 import copy
 import multiprocessing
@@ -30,19 +30,19 @@ def image():
 
 @pytest.fixture
 def two_threads():
-    """What PyTorch does by default on a machine with two cores, whatever the environment says."""
+    """Two PyTorch threads, as by default on a machine with two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's, about threads at a fork
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python warns about forking with threads
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_child_process_detects_after_its_parent_did(detector, image, two_threads, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    expected = detector(image)  # starts threads, which a forked child lacks
+    expected = detector(image)  # starts threads, which a forked child does not have
     pool = ProcessPoolExecutor(1, multiprocessing.get_context(method))
     try:
         found = pool.submit(detector, image).result(timeout=300)

@@ -1,4 +1,4 @@
-"""docs/python.md: its blocks run in their order, as a reader pastes them."""
+"""The code blocks of docs/python.md run, one after another."""
 
 import re
 from pathlib import Path
@@ -26,10 +26,10 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     names: dict = {}
     for number, block in enumerate(BLOCKS, 1):
         exec(compile(block, f"block {number} of {PAGE.name}", "exec"), names)
-        if "import build_model, load_config" in block:  # small images train as well, and sooner
+        if "import build_model, load_config" in block:  # smaller images, for a faster test
             names["load_config"] = lambda name, overrides=(): load_config(name, [*QUICK, *overrides])
     printed = capsys.readouterr().out
-    assert "RBC" in printed or "WBC" in printed, "the first block detects"
+    assert "RBC" in printed or "WBC" in printed, "the first block prints detections"
     assert (tmp_path / "runs/mine/best.safetensors").is_file() and len(BLOCKS) > 10
     assert "CHECKPOINT" in printed.splitlines()[-1]
 

@@ -1,4 +1,4 @@
-"""The service answers as `dino predict` does, bears what is sent to it, and shows no file of the server."""
+"""The service returns the results of `dino predict`, survives bad requests, and exposes no files."""
 
 import base64
 import http.client
@@ -31,7 +31,7 @@ uvicorn = pytest.importorskip("uvicorn")
 @pytest.fixture(scope="module")
 def detector():
     detector = load_detector(amp="off")
-    detector(np.zeros((120, 160, 3), np.uint8))  # compiled, so that a slow machine keeps to the limits
+    detector(np.zeros((120, 160, 3), np.uint8))  # compiles kernels before the time limits apply
     return detector
 
 
@@ -43,7 +43,7 @@ def encoded(k=0, size=(160, 120), kind="PNG"):
 
 @pytest.fixture
 def service(detector):
-    """Starts services; each gives a function that sends a request: method, path, body -> status, content, headers."""
+    """A function that starts a service and returns a function that sends a request to it."""
     started = []
 
     def start(**limits):
@@ -114,7 +114,7 @@ def test_bad_requests_get_a_reason_and_the_right_status(service):
         got, content, _ = send(body=body, path=path)
         assert got == status, (path, len(body), content)
         assert json.loads(content)["error"]["what"] and json.loads(content)["error"]["fix"]
-    assert send(body=encoded())[0] == 200, "the service goes on"
+    assert send(body=encoded())[0] == 200, "the service still works"
 
 
 def test_errors_of_the_framework_have_the_format_of_all_errors(service):
@@ -164,21 +164,21 @@ def test_a_batch_has_no_more_pixels_than_one_of_predict_and_no_image_of_another_
     while not sizes:
         time.sleep(0.01)
     answers += [made.submit(view) for _ in range(6)]
-    assert answers[2].cancel() and answers[3].cancel(), "whose time is over"
+    assert answers[2].cancel() and answers[3].cancel(), "as after a timeout"
     free.set()
     made.stop()
     assert sizes == [1, 2, 2] and sum(answer.cancelled() for answer in answers) == 2
 
 
 def raw(address, *pieces, pause=0.0):
-    """What comes back, until the server closes, and after how many seconds, where pieces are sent with pauses."""
+    """Send pieces with pauses, and return the response and the seconds until the server closes."""
     begun, content = time.monotonic(), b""
     with socket.create_connection(address, timeout=60) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
                 time.sleep(pause)
-        except OSError:  # it closed meanwhile
+        except OSError:  # the server closed the connection
             pass
         try:
             while part := connection.recv(65536):
@@ -194,7 +194,7 @@ def test_a_client_that_sends_its_headers_too_slowly_gets_408_and_is_disconnected
     content, seconds = raw(send.address, *drip, pause=0.1)
     head, _, body = content.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ") and json.loads(body)["error"]["code"] == "SERVE-TIME"
-    assert 1 < seconds < 15  # all pieces take 10 s; a machine may be slow
+    assert 1 < seconds < 15  # sending all pieces takes 10 s; slow machines need a margin
     silent, seconds = raw(send.address)
     assert silent == b"" and 1 < seconds < 15
     assert send("GET", "/health")[0] == 200
@@ -210,7 +210,7 @@ def test_a_body_that_continues_after_its_response_does_not_keep_the_connection_o
 def test_each_request_on_a_keep_alive_connection_has_its_own_time_limit_for_headers(service):
     send = service(seconds=2.0)
     connection = http.client.HTTPConnection(*send.address, timeout=60)
-    for _ in range(3):  # 3 s in all
+    for _ in range(3):  # 3 s in total
         connection.request("GET", "/health")
         response = connection.getresponse()
         assert (response.status, response.read()) == (200, b'{"status":"ok"}')
@@ -226,9 +226,9 @@ def test_a_body_without_content_length_is_cut_off_at_the_limit(service):
             yield bytes(1000)
 
     try:
-        status = send(body=endless())[0]  # in chunks, as its length is not known
+        status = send(body=endless())[0]  # chunked, because the length is unknown
     except (BrokenPipeError, ConnectionResetError):
-        status = 413  # the service closed the line while we still sent
+        status = 413  # the service closed the connection during the upload
     assert status == 413 and send(body=encoded())[0] == 200
 
 
@@ -239,7 +239,7 @@ def test_too_many_requests_get_429_and_slow_ones_504(service, detector, monkeypa
         free.wait(300)
         return forward(batch)
 
-    send = service(requests=3, seconds=1.5)  # it has warmed up then
+    send = service(requests=3, seconds=1.5)  # warms up before `forward` is blocked
     monkeypatch.setattr(detector, "forward", blocked)
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -247,7 +247,7 @@ def test_too_many_requests_get_429_and_slow_ones_504(service, detector, monkeypa
     finally:
         free.set()
     assert set(statuses) == {429, 504} and statuses.count(504) >= 3
-    assert any(send(body=encoded())[0] == 200 for _ in range(40)), "the service goes on"
+    assert any(send(body=encoded())[0] == 200 for _ in range(40)), "the service still works"
 
 
 def active(send):
@@ -268,7 +268,7 @@ def test_waiting_requests_are_batched(service, detector, monkeypatch):
     with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(send, body=encoded(k)) for k in range(9)]
         until = time.monotonic() + 300
-        while active(send) < 9 and time.monotonic() < until:  # all of them arrive
+        while active(send) < 9 and time.monotonic() < until:  # until all have arrived
             time.sleep(0.1)
         time.sleep(0.5)
         first.set()
@@ -316,7 +316,7 @@ def test_health_metrics_and_page(service):
     assert all(re.fullmatch(r'# TYPE \w+ \w+|\w+(\{\w+="[^"]+"\})? [0-9.e+-]+', line) for line in text.splitlines())
     status, page, headers = send("GET", "/")
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
-    assert not re.search(rb'(src|href)="?https?:', page), "the page needs nothing from elsewhere"
+    assert not re.search(rb'(src|href)="?https?:', page), "the page loads nothing from other hosts"
 
 
 DROP = """content => {
@@ -342,7 +342,7 @@ def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_propo
     page.on("request", lambda request: str(port) in request.url or troubles.append(request.url))
 
     def drawn():
-        """Where the canvas shows something other than the image, (240, 320) bool."""
+        """Pixels of the canvas that differ from the image, (240, 320) bool."""
         pixels = np.array(page.evaluate(PIXELS), np.int64).reshape(240, 320, 4)[..., :3]
         return abs(pixels - truth).max(-1) > 8
 
@@ -362,12 +362,12 @@ def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_propo
     assert page.locator("#message").inner_text().startswith(f"{count(0.9)} of ") and count(0.9) < count(0.3)
     assert drawn().sum() < shown.sum()
     page.evaluate(MOVE, "1")
-    assert not drawn().any(), "the image alone"
+    assert not drawn().any(), "only the image"
     page.get_by_label("First stage's proposals").check()
-    assert drawn().any(), "proposals need no detection"
+    assert drawn().any(), "proposals are drawn without detections"
     page.evaluate(DROP, base64.b64encode(b"no image").decode())
     page.locator("#message.bad").wait_for(timeout=180_000)
-    assert page.evaluate("document.getElementById('canvas').width") == 0, "nothing of the image before stays"
+    assert page.evaluate("document.getElementById('canvas').width") == 0, "the previous image is removed"
     page.close()
     assert troubles == []
 
@@ -407,7 +407,7 @@ def test_a_signal_stops_the_service_after_the_pending_requests(tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_requests_including_bad_ones(service, detector):
-    """The model is replaced by a quick one: what is under load here is the service."""
+    """Cached outputs replace the model, so that the load is on the service."""
     send = service()
     good, bad = encoded(size=(32, 32)), b"bad"
     real = detector.forward
@@ -418,7 +418,7 @@ def test_ten_thousand_requests_including_bad_ones(service, detector):
 
     def quick(batch):
         key = tuple(batch.images.shape)
-        if key not in known:  # a batch of so many images may come late
+        if key not in known:  # some batch sizes may occur late
             before = resident()
             known[key] = real(batch)
             of_model.append(resident() - before)

@@ -1,4 +1,4 @@
-"""Large images in slices: everything is seen, and an object that an edge cuts is found once and whole."""
+"""Large images in slices: they cover the image, and objects across edges are found once and completely."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def test_slices_cover_every_pixel_and_overlap_as_requested(size, overlap):
 
 
 def seen(truth, windows, generator, jitter=1.5):
-    """What a perfect detector finds: in each slice every object, cut at its edges, off by a pixel or so."""
+    """Detections of a perfect detector: the objects in each slice, clipped to it, with noise up to `jitter` pixels."""
     labels, scores, boxes, window = [], [], [], []
     for w, (x0, y0, x1, y1) in enumerate(windows):
         for label, box in truth:
@@ -43,7 +43,7 @@ def seen(truth, windows, generator, jitter=1.5):
             if part[2] - part[0] < 3 or part[3] - part[1] < 3:
                 continue
             if w == 0 and max(box[2] - box[0], box[3] - box[1]) < 60:
-                continue  # too small in the whole image
+                continue  # too small to be found in the whole image
             noise = (torch.rand(4, generator=generator) - 0.5) * 2 * jitter
             part = torch.tensor(part).float() + noise
             low, high = torch.tensor([x0, y0, x0, y0]), torch.tensor([x1, y1, x1, y1])
@@ -70,8 +70,8 @@ def test_objects_across_edges_are_found_once_and_whole(seed, large):
     labels, _, boxes = merge(found, windows)
     truth_labels, truth_boxes = torch.tensor([t[0] for t in truth]), torch.tensor([t[1] for t in truth])
     hit = (iou(truth_boxes[:, None], boxes[None]) > 0.8) & (truth_labels[:, None] == labels[None])
-    assert hit.any(1).all(), "every object"
-    assert len(boxes) == len(truth), "none twice, no rest of a cut one"
+    assert hit.any(1).all(), "every object is found"
+    assert len(boxes) == len(truth), "no duplicates, no parts of cut objects"
 
 
 def test_an_object_longer_than_any_slice_is_joined_even_where_the_whole_image_misses_it():
@@ -92,8 +92,8 @@ def test_two_objects_that_overlap_in_one_slice_both_stay():
 @pytest.mark.parametrize(
     ("box", "label", "stays"),
     [
-        ([200.0, 20, 310, 130], 0, False),  # around what a slice shows
-        ([232.0, 52, 292, 64], 0, False),  # a piece of it
+        ([200.0, 20, 310, 130], 0, False),  # encloses the slice's detection
+        ([232.0, 52, 292, 64], 0, False),  # a part of it
         ([200.0, 20, 310, 130], 1, True),  # another class
         ([262.0, 20, 372, 130], 0, True),  # beside it
     ],
@@ -122,7 +122,7 @@ def test_automatic_slices_overlap_by_the_length_of_training_objects():
         return parse_slicing("auto", given, DataConfig(), {"median_short_side": 400} | facts).overlap
 
     assert [overlap(None, object_side=side) for side in (10, 120, 390)] == [0.2, 0.3, 0.5]
-    assert (overlap(None), overlap(0.4, object_side=10)) == (0.2, 0.4), "what is typed counts"
+    assert (overlap(None), overlap(0.4, object_side=10)) == (0.2, 0.4), "a given overlap takes precedence"
     assert parse_slicing("400", None, DataConfig(), {"object_side": 120}).overlap == 0.2
 
 
@@ -130,7 +130,7 @@ def test_a_run_stores_how_large_its_images_and_objects_are(make_coco):
     from dinocore.data.annotations import read_annotations
     from dinocore.train.evaluation import _training_sizes
 
-    objects = {1: [(1, 0, 0, 10, 20)] * 9 + [(1, 0, 0, 60, 4)], 2: []}  # 20 nine times, 60 once
+    objects = {1: [(1, 0, 0, 10, 20)] * 9 + [(1, 0, 0, 60, 4)], 2: []}  # nine are 20 long, one 60
     assert _training_sizes(read_annotations(make_coco(objects)), 0.1) == {"median_short_side": 48, "object_side": 23}
 
 
@@ -151,7 +151,7 @@ def test_eval_in_slices_finds_what_the_whole_image_loses(tmp_path):
     for split in ("train2017", "val2017"):
         (tmp_path / split).mkdir()
         Image.fromarray(ribbon).save(tmp_path / split / "r.png")
-        Image.new("RGB", (50, 40)).save(tmp_path / split / "z.png")  # not as large as the annotations say
+        Image.new("RGB", (50, 40)).save(tmp_path / split / "z.png")  # smaller than in the annotations
         images = [{"id": 7, "file_name": "r.png", "width": 2400, "height": 300},
                   {"id": 8, "file_name": "z.png", "width": 60, "height": 40}]  # fmt: skip
         annotations = [

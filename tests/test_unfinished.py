@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and what killed processes leave of them."""
+"""Folders that are written completely or not at all, and leftovers of killed processes."""
 
 import pytest
 from filelock import FileLock
@@ -16,7 +16,7 @@ def begin(folder):
 
 
 def killed(folder):
-    """As SIGKILL leaves it: the mark is there, and nobody has locked it."""
+    """A folder as SIGKILL leaves it: the mark exists and is not locked."""
     folder.mkdir()
     begin(folder)
     (folder / MARK).touch()

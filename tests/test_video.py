@@ -1,4 +1,4 @@
-"""Videos that are whole, cut off, damaged, turned, or of varying rate; and the videos that are written."""
+"""Reading truncated, damaged, rotated and variable-rate videos, and writing videos."""
 
 import socket
 import struct
@@ -20,7 +20,7 @@ av = pytest.importorskip("av")
 
 @pytest.fixture
 def write_video(tmp_path):
-    """A function that writes a video: noise with a dark upper left quarter; its path."""
+    """A function that writes a video of noise with a dark top left quarter, and returns its path."""
 
     def write(name="video.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, aspect=None, **options):
         noise = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def write_video(tmp_path):
 
 
 def read(path, **given):
-    """Frames and damage of a video."""
+    """The frames and the damaged places of a video."""
     with open_video(str(path)) as opened:
         items = list(opened.read(**given))
     return [i for i in items if isinstance(i, Frame)], [i for i in items if isinstance(i, Damaged)]
@@ -56,7 +56,7 @@ def test_a_truncated_video_reports_where_it_ends(write_video, name):
     frames, damaged = read(path)
     assert 20 < len(frames) < 35
     assert damaged[-1].after == frames[-1].number and "its header says 2.00 s" in damaged[-1].reason
-    assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
+    assert read(path, end=0.4)[1] == [], "damage after the requested end is not reported"
 
 
 def test_frames_lost_without_an_error_are_reported_as_a_gap(write_video):
@@ -122,7 +122,7 @@ def test_a_video_is_rotated_and_flipped_according_to_its_metadata(write_video, m
 
 @pytest.mark.parametrize("sends", [False, True])
 def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, sends):
-    """While FFmpeg waits, no signal is heard: without an end of its own the command could only be killed."""
+    """Python handles no signals while FFmpeg waits, so without a timeout the command could only be killed."""
     monkeypatch.setattr(video, "TIMEOUTS", (3.0, 0.5))
     content, held = write_video("a.ts", codec="mpeg2video").read_bytes(), []
 
@@ -144,7 +144,7 @@ def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, se
 
 
 def written(path, seconds, rate, constant_rate=True):
-    """Times of the frames of a video that was written with `VideoWriter`, and their mean rate; see `shade`."""
+    """Write a video whose frames have the grey values of `shade`; return its frame times and mean rate."""
     writer = VideoWriter(path, rate, constant_rate)
     for k, second in enumerate(seconds):
         writer.add(Image.new("RGB", (96, 64), (20 * (k % 10),) * 3), second)
@@ -156,7 +156,7 @@ def written(path, seconds, rate, constant_rate=True):
 
 
 def shade(frame):
-    """The place of a frame among those `written`, without its tens."""
+    """The index of a frame from `written`, modulo 10, by its grey value."""
     return round(frame.pixels.mean() / 20)
 
 
@@ -223,7 +223,7 @@ def test_frames_of_a_video_that_changes_its_size_are_written_completely(tmp_path
     assert first.shape == second.shape == (64, 96)
     middle = second[32]
     inside = middle[middle > 0] if size[0] < size[1] else middle
-    assert inside.min() < 30 and inside.max() > 225, "from its left edge to its right one"
+    assert inside.min() < 30 and inside.max() > 225, "the whole width is visible"
 
 
 def test_an_invalid_pixel_aspect_ratio_is_ignored(tmp_path):

@@ -1,4 +1,4 @@
-"""Files of weights notice when their numbers changed."""
+"""Weights files detect changes to their tensors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the documentation shows is so: commands are understood, Python compiles, links and test names lead somewhere."""
+"""Commands, Python, TOML, JSON, links and test names in the documentation are valid."""
 
 import ast
 import importlib
@@ -20,9 +20,9 @@ from dinocore.presets import list_presets, load_config
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^( *)```([a-z]*)[^\n]*\n(.*?)^\1```", re.M | re.S)
-PLACEHOLDERS = {"N": "1", "S": "1", "W": "1", "NUMBER": "1", "HxW": "64x64"}  # where an option takes a number
+PLACEHOLDERS = {"N": "1", "S": "1", "W": "1", "NUMBER": "1", "HxW": "64x64"}  # replaced by valid values
 SKIPPED = {"-h", "--help", "…", "$resume", ">", "mine.toml"}
-OLD = {"CHANGELOG.md"}  # says what was
+OLD = {"CHANGELOG.md"}  # describes past versions
 
 
 class Line(NamedTuple):
@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
     page: str
     text: str
-    whole: bool  # in a block, where nothing may be left out
+    whole: bool  # in a code block, where no argument may be missing
 
     def __str__(self) -> str:
         return f"{self.page}: {self.text}"
@@ -44,7 +44,7 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def shell_commands(script: str) -> Iterator[str]:
-    """The `dino` commands of a script, one by one."""
+    """The arguments of each `dino` command in a script."""
     for line in script.replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|\|\||[|;]|\$\(", line.partition(" #")[0]):
             found = re.search(r"(?:^|\s)(?:-m dinocli|dino) (?!:)(.*)", part.strip().removeprefix("$ "))
@@ -66,7 +66,7 @@ LINES = sorted(set(commands()))
 
 
 def complaint(line: Line) -> str:
-    """What is wrong with a command, or nothing."""
+    """What is wrong with a command, or an empty string."""
     try:
         name, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(line.text)]
     except ValueError as error:
@@ -106,7 +106,7 @@ def setting_complaint(setting: str) -> str:
 
 def test_every_command_in_the_documentation_is_understood_by_the_command_itself(monkeypatch):
     for check in ("weights.fetch.catalogue.check_there", "data.formats.layout.check_is_folder"):
-        monkeypatch.setattr(f"dinocore.{check}", lambda name: None)  # a page names some of its own
+        monkeypatch.setattr(f"dinocore.{check}", lambda name: None)  # pages use example names
     complaints = [f"{line}\n    {found}" for line in LINES if (found := complaint(line))]
     assert len(LINES) > 100
     assert complaints == []
@@ -145,11 +145,11 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken(page: Path) -> Iterator[str]:
-    """Links of a page to files, images and headings that are not there."""
+    """Links of a page to files, images and headings that do not exist."""
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         path, _, anchor = target.partition("#")
-        if re.match(r"[a-z]+:", target) or path == "commands.md":  # another site; made while the site is built
+        if re.match(r"[a-z]+:", target) or path == "commands.md":  # another site, or built with the site
             continue
         file = page.parent / path if path else page
         if not file.exists() or (anchor and anchor not in anchors(file)):

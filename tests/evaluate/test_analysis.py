@@ -1,4 +1,4 @@
-"""Every number of an analysis, against a reference tool or a slow explicit twin."""
+"""Every number of an analysis, compared with a reference tool or a slow implementation with loops."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from dinocore.report.parts import Gallery, Matrix, Table
 
 
 def make(owners, labels, boxes, crowd=None, images=3, kinds=3):
-    """Annotations of images 10, 9, 8 ... (not in order) with classes of ids 5, 4, 3 ..."""
+    """Annotations with descending ids; by default, images 10, 9, 8 and classes 5, 4, 3."""
     order = np.argsort(owners, kind="stable")
     owners, labels = np.asarray(owners, int)[order], np.asarray(labels, int)[order]
     boxes = np.asarray(boxes, float).reshape(-1, 4)[order]
@@ -49,7 +49,7 @@ def row(annotations, picture, label, box, score):
 
 
 def problem(seed, crowds=0.1, images=6, ties=False, dets=60):
-    """Random objects and detections near them: some right, loose, of another class, twice, or nowhere."""
+    """Random objects, and detections that are right, loose, of another class, duplicated or elsewhere."""
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 40))
     boxes = np.concatenate([random.uniform(0, 300, (count, 2)), random.uniform(5, 200, (count, 2))], 1).round(1)
@@ -136,9 +136,9 @@ def tidecv_says(annotations, results):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.filterwarnings("ignore")
 def test_tide_errors_equal_tidecvs(seed, monkeypatch):
-    """To 1e-6 points of AP: the same rule, but for the exceptions that `tide` names, which this data avoids.
+    """Equal to 1e-6 points of AP; the data avoids the differences listed at `tide`.
 
-    tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit.
+    tidecv's recalls are n / 100; pycocotools' and ours come from linspace, and differ in the last bit.
     """
     monkeypatch.setattr("dinocore.evaluate.curves.RECALLS", np.arange(101) / 100)
     annotations, results = problem(seed, crowds=0.1 if seed % 2 else 0)
@@ -184,7 +184,7 @@ def test_the_kinds_of_error_are_with_detections_on_crowds_and_fp_is_without(tmp_
 
 
 def slow_matches(annotations, results, label, least):
-    """(IoU of right ones, number of wrong ones, number of objects), by loops; no crowds."""
+    """(IoUs of right detections, number of wrong ones, number of objects), with loops and without crowds."""
     right, wrong = [], 0
     for picture, image_id in enumerate(annotations.image_ids):
         rows = annotations.objects(picture)
@@ -212,7 +212,7 @@ def slow_iou(a, b):
 def test_lrp_and_f1_are_what_their_definitions_say(seed):
     annotations, results = problem(seed, crowds=0, ties=seed % 2 == 0)
     for label in range(3):
-        k = 2 - label  # by id
+        k = 2 - label  # classes are sorted by id
         every = []
         for least in [*sorted({r["score"] for r in results}), 2.0]:
             right, wrong, objects = slow_matches(annotations, results, label, least)
@@ -250,12 +250,12 @@ def test_confusion_counts_each_object_and_detection_once():
         row(annotations, 0, 1, [100, 0, 50, 50], 0.7), row(annotations, 1, 0, [400, 0, 50, 50], 0.9),
         row(annotations, 1, 2, [0, 200, 50, 50], 0.9), row(annotations, 1, 2, [0, 0, 50, 50], 0.2),
     ]  # fmt: skip
-    matrix = confusion(match(annotations, results), 0.5)  # classes by id: 2, 1, 0
+    matrix = confusion(match(annotations, results), 0.5)  # sorted by id: classes 2, 1, 0, background
     expected = np.zeros((4, 4), int)
-    expected[2, 2] = 1  # right
-    expected[1, 0] = 1  # class 1 taken for class 2; its own detection came later and finds nothing
+    expected[2, 2] = 1  # correct
+    expected[1, 0] = 1  # class 1 predicted as class 2; the later detection of class 1 has no object left
     expected[3, 1] = expected[3, 2] = 1
-    expected[0, 3] = 1  # its detection is below the threshold; the crowd's counts nowhere
+    expected[0, 3] = 1  # its detection is below the threshold; the detection on the crowd does not count
     assert matrix.tolist() == expected.tolist()
 
 
@@ -273,7 +273,7 @@ def test_a_sample_gives_the_numbers_of_images_that_are_there_several_times():
 
 
 def explicit(annotations, results, drawn, places):
-    """pycocotools' AP of a data set in which an image that was drawn twice appears twice."""
+    """pycocotools' AP of a data set in which an image appears as often as it was drawn."""
     owners = np.array([places[int(i)] for i in annotations.image_ids])[annotations.owners()]
     rows = [(new, m) for new, picture in enumerate(drawn) for m in np.flatnonzero(owners == picture)]
     chosen = [m for _, m in rows]
@@ -286,7 +286,7 @@ def explicit(annotations, results, drawn, places):
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial():
-    """One object per image, 60 % of them found: 1.96 standard errors are 0.0480 of 400 images."""
+    """One object per image, 60 % of them found: with 400 images, 1.96 standard errors are 0.0480."""
     annotations = make(np.arange(400), np.zeros(400, int), np.tile([0, 0, 10, 10], (400, 1)), images=400)
     results = [row(annotations, n, 0, [0, 0, 10, 10], 0.9) for n in range(240)]
     low, high = analyse(annotations, results, 1000).interval("AR100")
@@ -310,7 +310,7 @@ def test_the_worst_images_have_the_most_errors():
     annotations = make([0, 1, 1, 2], [0, 0, 0, 0], [[0, 0, 9, 9], [0, 0, 9, 9], [50, 0, 9, 9], [0, 0, 9, 9]])
     results = [row(annotations, 0, 0, [0, 0, 9, 9], 0.9), row(annotations, 2, 0, [90, 90, 9, 9], 0.9)]
     worst = analyse(annotations, results, 0).worst
-    assert [tuple(one) for one in worst] == [(8, 0, 1, 1), (9, 0, 0, 2)]  # equal: by id; the third has no error
+    assert [tuple(one) for one in worst] == [(8, 0, 1, 1), (9, 0, 0, 2)]  # a tie, sorted by id; image 10 has no error
 
 
 # the page ------------------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_it_opens_with_what_is_found_and_missed_then_good_and_bad_images(made):
     assert to_json(analysis)["at_threshold"] == {"objects": total, "found": right, "false_alarms": wrong}
     assert page.sections[0].title == "Examples"
     good, bad = (part.images for part in page.sections[0].parts)
-    assert [len(good), len(bad)] == [2, 3], "of five images with objects, and none is both"
+    assert [len(good), len(bad)] == [2, 3], "five images have objects, and none is in both galleries"
     errors = {}
     for picture in (*good, *bad):
         kinds = [mark.kind for mark in picture.marks if (mark.score or 1) >= analysis.threshold]
@@ -375,7 +375,7 @@ def test_many_classes_make_a_small_page_with_the_worst_of_them_and_files_with_al
         area=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(num, bool),
     )  # fmt: skip
     taken_for = np.where(random.random(num) < 0.3, random.integers(0, kinds, num), labels)
-    taken_for[labels == kinds - 1] = kinds - 2  # the last class is always taken for the one before
+    taken_for[labels == kinds - 1] = kinds - 2  # the last class is always predicted as the one before it
     results = [
         {"image_id": int(owner), "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
         for owner, label, box, score in zip(

@@ -1,4 +1,4 @@
-"""Both backends give the same numbers, whatever the data; neither says a word."""
+"""Both backends compute the same metrics on any data, and print nothing."""
 
 import contextlib
 import io
@@ -21,18 +21,18 @@ from dinocore.presets import load_config
 from dinocore.system.extras import install_line
 
 BOX = [10.0, 10.0, 50.0, 50.0]
-HUGE = 2**53 + 1  # not a float64
+HUGE = 2**53 + 1  # not representable in float64
 
 
 @pytest.fixture(autouse=True)
 def silence(capfd):
-    """Nothing reaches stdout or stderr, from Python or past it."""
+    """Check that neither Python nor native code prints anything."""
     yield
     assert capfd.readouterr() == ("", "")
 
 
 def make_annotations(objects, image_ids=(1,), category_ids=(1,)):
-    """One split of images with objects (image id, class index or -1, box, area, crowd)."""
+    """Annotations of objects (image id, class index or -1, box, area, crowd)."""
     rows = sorted(objects, key=lambda row: list(image_ids).index(row[0]))
     counts = [sum(row[0] == i for row in rows) for i in image_ids]
     return Annotations(
@@ -56,7 +56,7 @@ def result(image_id=1, category_id=1, box=BOX, score=0.5):
 
 
 def both(annotations, results):
-    """The numbers of both backends, after a check that each was the one that judged."""
+    """The metrics of both backends, after a check that neither fell back to the other."""
     slow, fast = (coco_metrics(annotations, results, name) for name in ("pycocotools", "hotcoco"))
     assert (slow.backend, fast.backend) == ("pycocotools", "hotcoco")
     return slow, fast
@@ -64,7 +64,7 @@ def both(annotations, results):
 
 def assert_equal(annotations, results):
     slow, fast = both(annotations, results)
-    assert slow._replace(backend="") == fast._replace(backend="")  # to the last bit, the order of names included
+    assert slow._replace(backend="") == fast._replace(backend="")  # equal to the last bit
     assert list(slow.summary) == list(fast.summary) and list(slow.classes) == list(fast.classes)
     numbers = [*fast.summary.values(), *(n for c in fast.classes.values() for n in c.values())]
     assert all(n == -1 or 0 <= n <= 1 for n in numbers)  # never NaN
@@ -72,7 +72,7 @@ def assert_equal(annotations, results):
 
 @st.composite
 def problems(draw):
-    """Annotations and results: few places and scores, so that boxes coincide and scores tie."""
+    """Random annotations and results, with so few positions and scores that boxes coincide and scores tie."""
     numbers = st.integers(0, 2**32 - 1)
     random = np.random.default_rng(draw(numbers))
     image_ids = draw(st.lists(st.sampled_from([0, 1, 5, 9, 400, 2**40, HUGE, HUGE + 1]), min_size=1, unique=True))
@@ -138,7 +138,7 @@ def test_both_backends_agree_on_no_image_and_no_class():
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_the_oracle_is_pycocotools_itself(problem):
     annotations, results = problem
-    results = results or [result(annotations.image_ids[0], annotations.categories[0].id)]  # it can't load none
+    results = results or [result(annotations.image_ids[0], annotations.categories[0].id)]  # not an empty list
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = as_coco_dict(annotations)

@@ -1,4 +1,4 @@
-"""Files of results of other tools: what pycocotools takes is taken, what nobody can judge is named in plain words."""
+"""Results files of other tools: what pycocotools reads is read, and invalid entries are reported."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def result(image_id=1, category_id=1, box=(1.0, 2.0, 3.0, 4.0), score=0.5):
 
 @pytest.fixture
 def read(tmp_path):
-    """Read a file with this content for one image and one class, both of id 1."""
+    """A function that reads a results file with this content; the only image and class have id 1."""
 
     def read(content):
         path = tmp_path / "r.json"

@@ -1,4 +1,4 @@
-"""The threshold of the best F1 goes with the weights."""
+"""Thresholds with the best F1: how they are computed, and how weights store them."""
 
 import json
 

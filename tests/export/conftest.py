@@ -1,5 +1,7 @@
-"""What is exported here: a small model with random weights, and images of noise; and a detector as ONNX, written by
-hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
+"""A small model with random weights, images of noise, and a hand-written detector in ONNX and PyTorch.
+
+The detector's boxes are fixed, and its scores are proportional to the image's brightest pixel.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,11 +19,11 @@ from dinocore.weights.file import Weights
 
 SMALL = ["hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20", "num_encoder_layers=1",
          "num_decoder_layers=2", "num_classes=3"]  # fmt: skip
-BACKBONES = {"r50-4scale": "resnet18", "swin-l-4scale": "swin-t-224"}  # smaller ones of the same kind
+BACKBONES = {"r50-4scale": "resnet18", "swin-l-4scale": "swin-t-224"}  # smaller replacements
 
 
 def small(preset: str, *settings: str) -> Weights:
-    """Random weights of a small model, whose heads tell queries apart."""
+    """Random weights of a small model; those of the heads are large, so that queries differ."""
     torch.manual_seed(5)
     backbone = [f"model.backbone={BACKBONES[preset]}"] if preset in BACKBONES else []
     sizes = ["data.eval_scale=96", "data.max_size=128"]
@@ -43,13 +45,13 @@ INFO = {
     "max_size": 110, "nms_iou": 0.5, "max_dets": 3, "threshold": 0.3, "precision": "float32", "data": {},
 }  # fmt: skip
 NOTHING_ELSE: dict = {}
-SHARES = np.array([[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32)  # of the image
+SHARES = np.array([[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32)  # xyxy fractions
 LABELS, SCORES = [0, 0, 1], [0.9, 0.8, 0.2]
 
 
 @pytest.fixture
 def write_onnx(tmp_path) -> Callable[..., Path]:
-    """Writes such a file; `info` replaces parts of what it says about itself, None leaves all of that out."""
+    """A function that writes the detector to an ONNX file; `info` overrides metadata, None omits all metadata."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto as T
@@ -97,7 +99,7 @@ class Hand(torch.nn.Module):
         self.register_buffer("found", torch.tensor(SCORES))
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Labels, scores and boxes, as `DetectorGraph`."""
+        """Labels, scores and boxes, like `DetectorGraph`."""
         scores = images.float().amax((1, 2, 3))[:, None] / 255 * self.found
         boxes = sizes[:, [1, 0, 1, 0]].float()[:, None] * self.shares
         return torch.tensor(LABELS).expand(sizes.shape[0], -1).clone(), scores, boxes
@@ -105,7 +107,7 @@ class Hand(torch.nn.Module):
 
 @pytest.fixture
 def write_pt2(tmp_path) -> Callable[..., Path]:
-    """As `write_onnx`, a program of torch.export."""
+    """Like `write_onnx`, for a torch.export program."""
 
     def write(info: dict | None = NOTHING_ELSE, name: str = "hand.pt2") -> Path:
         beside = {} if info is None else {"dino": json.dumps(INFO | info)}
@@ -120,5 +122,5 @@ def write_pt2(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture(params=["onnx", "pt2"])
 def write_exported(request) -> Callable[..., Path]:
-    """A file of either kind."""
+    """`write_onnx` or `write_pt2`."""
     return request.getfixturevalue(f"write_{request.param}")

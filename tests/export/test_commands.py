@@ -1,4 +1,4 @@
-"""`dino export`, and the commands that take an exported file."""
+"""`dino export`, and commands with an exported file."""
 
 import json
 import sys
@@ -211,7 +211,7 @@ def test_a_file_records_the_origin_of_its_threshold(dino, write_onnx, tmp_path, 
 @pytest.mark.parametrize(
     ("settings", "facts", "preset"),
     [
-        (["model.denoising.num_pairs=50", "model.num_classes=3"], {}, "r50-4scale"),  # of training only
+        (["model.denoising.num_pairs=50", "model.num_classes=3"], {}, "r50-4scale"),  # the preset stays
         (["train.epochs=24"], {}, "r50-4scale-24e"),
         ([], {"converted_from": {"preset": "detrex-r50-4scale-12e"}}, "detrex-r50-4scale-12e"),
         (["model.num_queries=77"], {}, None),

@@ -1,4 +1,4 @@
-"""Exported files that are damaged, foreign or called wrongly end in a ValueError that says so, never in numbers."""
+"""Damaged or foreign exported files and invalid inputs raise a ValueError, and never give wrong detections."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_numbers_that_are_not_finite_are_refused(write_onnx):
 
 @pytest.fixture
 def write_openvino(write_onnx, tmp_path) -> Callable[[], Path]:
-    """The detector that was written by hand, as an .xml and a .bin."""
+    """A function that writes the hand-written detector as an .xml and a .bin file."""
     openvino, onnx = pytest.importorskip("openvino"), pytest.importorskip("onnx")
 
     def write() -> Path:
@@ -162,7 +162,7 @@ def test_a_file_with_a_range_of_canvases_takes_the_least_that_holds_the_images(w
 
 
 def opened(file: Path) -> str:
-    """The weights of a detector written by hand, or why it is refused."""
+    """A file's detections in a white image as text, or the error message."""
     try:
         rows = open_exported(file)(Image.new("RGB", (70, 50), "white"), threshold=0.0)
         return str([column.tolist() for column in rows])

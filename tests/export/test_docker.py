@@ -1,4 +1,4 @@
-"""The Dockerfile, which is built nowhere here: what it copies and installs exists, and the docs use it rightly."""
+"""The Dockerfile, without building it: what it copies and installs exists, and the docs match it."""
 
 import re
 import tomllib
@@ -11,12 +11,12 @@ DOCS = (ROOT / "docs/export.md").read_text()
 
 
 def told(instruction: str) -> list[str]:
-    """What follows an instruction, in each of its lines."""
+    """The arguments of each line with this instruction."""
     return [line.removeprefix(instruction).strip() for line in LINES if line.startswith(f"{instruction} ")]
 
 
 def copied() -> set[str]:
-    """Files and folders of the repository that an image gets."""
+    """Files and folders that are copied into the image."""
     return {source for line in told("COPY") for source in line.split()[:-1]}
 
 

@@ -36,7 +36,7 @@ print(json.dumps([[x.tolist() for x in row] for row in found]))
 
 
 def fresh_environment(folder: Path, packages: list[str]) -> Path:
-    """Python of a new environment that sees only these installed packages, made without a network."""
+    """Python of a new environment that contains only links to these installed packages; needs no network."""
     venv.create(folder / "env", with_pip=False)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     for package in packages:

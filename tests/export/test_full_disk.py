@@ -1,4 +1,4 @@
-"""`dino export` where the disk has no room, and what killed exports leave."""
+"""`dino export` on a full disk, and leftovers of killed exports."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.fixture
 def export_with(tmp_path, monkeypatch):
-    """Exports to m.pt2 by a writer of ours."""
+    """A function that exports to m.pt2 with the given writer, without tracing."""
     monkeypatch.setattr(export, "trace", lambda *given: None)
 
     def run(writer):
@@ -58,7 +58,7 @@ def test_leftovers_of_a_killed_export_are_removed_by_the_next_but_not_those_of_a
     killed, another = tmp_path / ".m.pt2.killed", tmp_path / ".other.pt2.killed"
     for folder in (killed, another):
         folder.mkdir()
-        (folder / MARK).touch()  # nobody has locked it
+        (folder / MARK).touch()  # not locked: its process is dead
         (folder / "m.pt2").write_bytes(b"large")
     with folder_beside(tmp_path / "m.pt2") as live:
         assert not killed.exists() and another.exists()

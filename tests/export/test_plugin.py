@@ -1,4 +1,4 @@
-"""TensorRT's plug-in for deformable attention in an ONNX file: what is left to it is what the model computes there."""
+"""ONNX files with TensorRT's plug-in for deformable attention; a NumPy version of the plug-in runs here."""
 
 import json
 
@@ -20,7 +20,7 @@ CANVAS = (96, 128)
 
 
 def explicit(value, shapes, starts, locations, weights):
-    """The plug-in as its documents describe it: (B, S, M, D), ... -> (B, N, M, D), sample by sample."""
+    """The plug-in in NumPy, as TensorRT documents it: value (B, S, M, D) -> output (B, N, M, D)."""
     batch, _, heads, width = value.shape
     out = np.zeros((batch, locations.shape[1], heads, width), np.float32)
     for level, ((rows, columns), start) in enumerate(zip(shapes.tolist(), starts.tolist(), strict=True)):
@@ -51,7 +51,7 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     request = Request("onnx", file, sizes=[CANVAS], max_dets=30, plugin=True)
     export_weights(weights, tmp_path, request, images(np.random.default_rng(8)))
     model = onnx.load(file)
-    assert not model.functions, "TensorRT would take the function instead of its plug-in"
+    assert not model.functions, "TensorRT would use the function instead of its plug-in"
     calls = []
 
     def _run(self, value, shapes, starts, locations, weights, plugin_version=None):
@@ -59,7 +59,7 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
         calls.append(value.shape)
         return (explicit(value, shapes, starts, locations, weights),)
 
-    class GatherElements(OpRun):  # onnx's own takes at most 64 rows
+    class GatherElements(OpRun):  # onnx's own supports at most 64 rows
         def _run(self, data, indices, axis=0):
             return (np.take_along_axis(data, indices, axis),)
 
@@ -71,7 +71,7 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     graph = DetectorGraph(restore_model(weights, file).eval(), weights.config.model, 30)
     with use_backend("reference"), torch.no_grad():
         expected = [x.numpy() for x in graph(torch.from_numpy(pixels), torch.from_numpy(sizes))]
-    assert len(calls) == 3, "an encoder layer, two decoder layers"
+    assert len(calls) == 3, "one encoder layer and two decoder layers"
     assert (labels == expected[0]).all()
     assert np.abs(scores - expected[1]).max() < 1e-4 and np.abs(boxes - expected[2]).max() < 0.05
 

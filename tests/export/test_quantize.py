@@ -1,4 +1,4 @@
-"""Products in 8 bits."""
+"""Matrix products in int8."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from dinocore.export.quantize import quantize_linears  # noqa: E402
 
 
 def product(weight: np.ndarray, scope: str):
-    """A model with one product, made by the module `scope`."""
+    """A model with one matrix product, exported from the module `scope`."""
     from onnx import TensorProto, helper, numpy_helper
 
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
@@ -43,7 +43,7 @@ def test_each_token_and_each_channel_has_a_scale_of_its_own():
 def test_quantization_steps_are_half_as_large_after_a_relu():
     rng = np.random.default_rng(2)
     weight, x = rng.normal(size=(48, 32)).astype(np.float32), rng.normal(size=(1, 500, 48)).astype(np.float32)
-    weight = np.rint(weight * 127 / np.abs(weight).max(0)) * np.abs(weight).max(0) / 127  # exact in bytes
+    weight = np.rint(weight * 127 / np.abs(weight).max(0)) * np.abs(weight).max(0) / 127  # exact in int8
     wrong = {}
     for name in ("plain", "behind a ReLU"):
         model, positive = product(weight, "model.encoder.layers.0.ffn.net.2"), np.maximum(x, 0)

@@ -1,4 +1,4 @@
-"""The file that runs an exported detector without PyTorch."""
+"""The runtime of exported detectors, which needs no PyTorch."""
 
 import ast
 import io
@@ -32,7 +32,7 @@ def test_boxes_come_back_in_pixels_of_the_image(write_onnx, size):
     width, height = map(int, size)
     image = np.full((height, width, 3), 255, np.uint8)
     labels, scores, boxes = ExportedDetector(write_onnx())(image, threshold=0.1)
-    assert labels.tolist() == [0, 1]  # the second of two that overlap is gone
+    assert labels.tolist() == [0, 1]  # NMS drops the second of two overlapping boxes
     assert scores == pytest.approx([0.9, 0.2])
     expected = np.array([[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]]) * [width, height, width, height]
     assert boxes == pytest.approx(expected, abs=1e-3 * max(size))
@@ -254,7 +254,7 @@ def test_unverified_files_and_folders_are_refused_by_name(write_onnx, tmp_path):
 
 def test_an_unreadable_file_is_not_called_damaged(write_onnx, monkeypatch):
     file = write_onnx()
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # to root, chmod says nothing
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # chmod has no effect for root
     with pytest.raises(ValueError, match="cannot be read"):
         ExportedDetector(file)
 
@@ -274,7 +274,7 @@ def test_an_outdated_runtime_is_named_and_the_file_is_not_blamed(write_onnx, mon
 
 @pytest.fixture
 def drawn_images(tmp_path):
-    """Images larger than the canvas, with a pixel whose brightness every resize dims."""
+    """Three images of noise, larger than the canvas."""
     paths = []
     for k, (height, width) in enumerate([(300, 500), (500, 300), (90, 700)]):
         Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / f"{k}.png")
@@ -318,7 +318,7 @@ def test_two_classes_with_the_same_name_keep_their_thresholds(write_onnx):
 
 
 def test_fewer_results_than_images_are_reported_as_out_of_memory(write_onnx):
-    """OpenVINO gives empty outputs then, and no error."""
+    """OpenVINO returns empty outputs when out of memory, without an error."""
     detector = ExportedDetector(write_onnx())
     whole = detector._run
     detector._run = lambda images, sizes: [rows[:0] for rows in whole(images, sizes)]

@@ -1,4 +1,4 @@
-"""The script that compares a TensorRT engine with ONNX Runtime, as far as it goes without TensorRT."""
+"""The script that compares a TensorRT engine with ONNX Runtime, run without TensorRT."""
 
 import importlib.util
 import sys
@@ -27,7 +27,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def check(script, write_onnx, tmp_path, monkeypatch):
-    """Runs the script with an engine that answers as ONNX Runtime, changed by a function; returns its exit code."""
+    """A function that runs the script and returns its exit code; `change` edits ONNX Runtime's results."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(script, "build_engine", lambda *given: b"")
 

@@ -1,4 +1,4 @@
-"""A file is good only if it gives the model's numbers."""
+"""An exported file is accepted only if it gives the model's detections."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +98,7 @@ def test_a_comparison_without_detections_fails():
 
 
 def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
-    """A model, and the graph of it that an export would write."""
+    """A detector, and the graph of its model that would be exported."""
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
     config = comparison_config(weights.config, 30)
@@ -115,7 +115,7 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
             return [x.numpy() for x in graph(torch.from_numpy(pixels), torch.from_numpy(sizes))]
 
     worst = Difference()
-    with use_backend("reference"):  # compiling the other takes longer than a test may
+    with use_backend("reference"):  # compiling the default one takes too long
         for _, difference in verify(run, detector, shown, CANVAS, EXACT):
             worst = worst.combined(difference)
     return worst
@@ -153,7 +153,7 @@ def test_several_shapes_and_batch_sizes_are_compared():
 
 
 class Broken:
-    """A writer whose file gives other numbers, or cannot be opened."""
+    """A writer whose file gives wrong detections, or cannot be opened."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -213,7 +213,7 @@ def test_a_file_is_tried_on_the_smallest_the_largest_and_another_canvas_of_its_r
 
 
 class Swapped:
-    """A run that is right but for the order of two proposals of equal score: what rounding does."""
+    """The graph with two proposals of neighbouring rank swapped, as rounding does with tied scores."""
 
     def __init__(self, graph: DetectorGraph):
         self.graph = graph
@@ -226,14 +226,14 @@ class Swapped:
         logits = logits.clone()
         for i, ranks in enumerate(logits.amax(-1)):
             ranked, token = ranks.sort(descending=True)
-            place = int((ranked[:-1] - ranked[1:] > 1e-5).nonzero()[0])  # tokens without an anchor are all alike
+            place = int((ranked[:-1] - ranked[1:] > 1e-5).nonzero()[0])  # skips equal scores
             a, b = token[[place, place + 1]].tolist()
             logits[i, [a, b]] = logits[i, [b, a]]
         return logits
 
 
 class Shuffled(Swapped):
-    """A run that is right but for the order of very many proposals of nearly equal score."""
+    """The graph with noise added to the proposals' scores, which changes the order of many."""
 
     def _swap(self, module, inputs, logits):
         noise = torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(5)) - 0.5
@@ -242,7 +242,7 @@ class Shuffled(Swapped):
 
 @pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
 def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
-    monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty lie within 1
+    monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty scores span less than 1
     monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
@@ -256,7 +256,7 @@ def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch,
     found = stages.compare(0, (labels[0], scores[0], boxes[0]), EXACT)
     assert found.within(EXACT) == good, found
     wrong = stages.compare(0, (labels[0], scores[0] * 0.3, boxes[0]), EXACT)
-    assert not wrong.within(EXACT), "another fault does not hide behind them"
+    assert not wrong.within(EXACT), "ties do not hide another error"
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -281,7 +281,7 @@ def test_ties_are_found_up_to_the_first_proposal_that_is_not_selected():
     usable = torch.tensor([True] * 5 + [False] * 2)
     assert tied_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
     assert tied_pairs(ranks, usable, 2) == [(2, 1)]
-    assert tied_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
+    assert tied_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # not the last two: tokens without an anchor
 
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}

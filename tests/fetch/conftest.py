@@ -1,4 +1,4 @@
-"""A server on this machine that misbehaves as it is told, and a small model in official DINO's layout to serve."""
+"""A local server with scripted faults, and a small model in official DINO's format to serve."""
 
 import argparse
 import hashlib
@@ -29,10 +29,10 @@ num_queries = 12
 
 
 class Server:
-    """Serves `content` under every path. Each request takes the next entry of `plan`; when it is used up, all is well.
+    """Serves `content` at every path. Each request follows the next entry of `plan`, and succeeds after the last one.
 
-    Entries: `cut N` closes the connection after N bytes, `stall N` goes silent there, `no-range` sends all though a
-    part was asked for, `wrong-range` sends another part, a number is a status, `html` is a page with status 200.
+    Entries: `cut N` closes the connection after N bytes, `stall N` pauses there, `no-range` ignores the Range header,
+    `wrong-range` sends another range, a number is a status code, `html` is a web page with status 200.
     """
 
     def __init__(self):
@@ -103,7 +103,7 @@ def server(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def small_preset(tmp_path_factory):
-    """A preset of a small model with official's 91 classes."""
+    """The preset of a small model with official DINO's 91 classes."""
     preset = tmp_path_factory.mktemp("preset") / "small.toml"
     preset.write_text(SMALL)
     return preset
@@ -111,7 +111,7 @@ def small_preset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def official_bytes(small_preset, tmp_path_factory):
-    """A file of that model as official DINO writes it."""
+    """The content of a checkpoint of that model in official DINO's format."""
     config = load_config(small_preset)
     torch.manual_seed(0)
     state = official_state(build_model(config.model).state_dict(), config.model)
@@ -122,13 +122,13 @@ def official_bytes(small_preset, tmp_path_factory):
 
 @pytest.fixture
 def known_model(monkeypatch, small_preset):
-    """That model counts as one that official DINO has published."""
+    """Adds that model to the list of those published by official DINO."""
     monkeypatch.setitem(known.PUBLISHED, ("official", "resnet18", 4), {"": str(small_preset)})
 
 
 @pytest.fixture
 def messages():
-    """What a person would have been told."""
+    """A `Watch` and the list of its messages."""
     lines: list[str] = []
     return Watch(lines.append), lines
 
@@ -138,14 +138,14 @@ def sha256(content: bytes) -> str:
 
 
 class HubAnswers(BaseHTTPRequestHandler):
-    """As much of the hub's interface as its client needs for the repositories us/one and us/two."""
+    """The part of the hub's API that its client uses, for the repositories us/one and us/two."""
 
     FILES: ClassVar = {
         "one": ["README.md", "model.safetensors", "a/model.safetensors"],
         "two": ["a.safetensors", "b.safetensors"],
     }
 
-    BYTES: ClassVar[dict[str, bytes]] = {}  # more files, by org/name/file
+    BYTES: ClassVar[dict[str, bytes]] = {}  # additional files by org/name/file
 
     def do_GET(self):
         self._answer(self.path.split("?")[0].strip("/").split("/"))
@@ -184,7 +184,7 @@ class HubAnswers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The environment of a process that finds a stand-in for the Hugging Face hub."""
+    """Environment variables that direct a process to a local stand-in for the Hugging Face hub."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), HubAnswers)
     http.daemon_threads = True
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A download is whole and of one version, whatever the connection does."""
+"""Downloads are complete and of one version, even if connections fail."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def ranges(server):
 
 def test_a_file_arrives(fetch, server):
     assert fetch() == CONTENT and ranges(server) == [None]
-    assert fetch() == CONTENT and ranges(server) == [None], "a whole one is not asked for again"
+    assert fetch() == CONTENT and ranges(server) == [None], "a complete file is not requested again"
 
 
 def test_a_cut_download_continues_where_it_was(fetch, server, messages):
@@ -78,7 +78,7 @@ def test_a_silent_server_is_abandoned_after_a_timeout(fetch, server):
 
 def test_a_download_that_makes_no_progress_is_given_up(fetch, server):
     server.plan = ["cut 10"] * 10
-    server.etag = ""  # so that each attempt starts anew and none gets further
+    server.etag = ""  # without it, each attempt starts from the beginning
     with pytest.raises(EnvironmentFault, match=r"ended after 10 of 256000 bytes, 3 times in a row"):
         fetch()
     assert len(server.requests) == 3

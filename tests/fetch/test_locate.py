@@ -1,4 +1,4 @@
-"""What stands after `--weights` becomes a file of ours: fetched once, checked, converted once, kept."""
+"""`--weights` accepts names, URLs and files; they are downloaded, checked, converted and cached once."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from .conftest import HubAnswers, sha256
 
 @pytest.fixture
 def publish(monkeypatch, server, official_bytes, small_preset, known_model):
-    """`mmdet/small` is in the catalogue; the hash is right unless another is given."""
+    """A function that adds `mmdet/small` to the catalogue, with the correct hash unless another is given."""
     server.content = official_bytes
 
     def make(digest=None, preset=str(small_preset)):
@@ -70,7 +70,7 @@ def test_another_hash_than_the_published_one_is_refused_and_not_kept(publish, tm
 
 
 def test_a_beginning_of_another_file_is_noticed_by_the_hash(publish, server, official_bytes):
-    """The server lies: it says that nothing has changed."""
+    """The ETag stays the same although the content changes."""
     publish()
     server.content, server.plan = b"x" * len(official_bytes), ["cut 100", *["404"]]
     with pytest.raises(EnvironmentFault):
@@ -92,7 +92,7 @@ def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, 
 @pytest.mark.parametrize("get", [locate, module.original])
 @pytest.mark.parametrize("length", [0, 5000])
 def test_what_arrives_empty_or_cut_is_named_and_not_kept(get, length, server, tmp_path):
-    """As from a server that does not say how long the file is."""
+    """Like an interrupted download from a server that sends no Content-Length."""
     server.content = BUNDLED.read_bytes()[:length]
     with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1.*(is empty|not a complete).*; it was deleted"):
         get(server.address("tiny.safetensors"))
@@ -209,7 +209,7 @@ def test_the_catalogue_is_whole():
     assert {entry.codebase for entry in known.weights} == set(known.publishers) == {"official", "detrex", "mmdet"}
     for entry in known.weights:
         assert entry.preset.startswith("" if entry.codebase == "official" else f"{entry.codebase}-")
-        assert not entry.sha256 or entry.address.endswith(f"-{entry.sha256}.pth"), "the name has the hash"
+        assert not entry.sha256 or entry.address.endswith(f"-{entry.sha256}.pth"), "the file name contains the hash"
     assert len({entry.address for entry in known.weights if entry.address}) == 37
 
 
@@ -233,7 +233,7 @@ for name in sys.argv[1:]:
 
 
 def test_the_hub_is_asked_through_its_own_client(hub, tmp_path):
-    """In a process of its own, since huggingface_hub reads its settings when it is imported."""
+    """Run in a separate process, because huggingface_hub reads its settings on import."""
 
     def ask(*names, **more):
         done = subprocess.run([sys.executable, "-c", HUB, *names], env=os.environ | hub | more, capture_output=True,
@@ -285,7 +285,7 @@ print(entry.name, before, cached(entry).name, facts["codebase"], facts["address"
 
 @pytest.mark.slow
 def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_bytes, small_preset, tmp_path):
-    """As a mirror has them: another file name and hash, the tensors under `model`."""
+    """Like a mirror's file, with another name and hash and the tensors under `model`."""
     content = torch.load(io.BytesIO(official_bytes), weights_only=False)
     torch.save({"model": content["model"], "names": {"0": "person"}, "size": "r50"}, tmp_path / "mirror.pt")
     HubAnswers.BYTES["LibreYOLO/LibreDINODETRr50/mirror.pt"] = (tmp_path / "mirror.pt").read_bytes()
@@ -329,14 +329,14 @@ def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
     assert any("moving average" in line and "--ema" in line for line in messages[1])
     messages[1].clear()
     locate((tmp_path / "a.pth").rename(tmp_path / "renamed.pth"), messages[0])
-    assert len(messages[1]) == 1 and "renamed.pth --ema" in messages[1][0], "it is in the cache now, and still said"
+    assert len(messages[1]) == 1 and "renamed.pth --ema" in messages[1][0], "it is cached now, but still reported"
     (tmp_path / "renamed.pth").rename(tmp_path / "a.pth")
     assert describe(tmp_path / "a.pth")["beside_the_model"] == ["ema_model"]
     joined = {f"model.{key}": value for key, value in state.items()} | {f"ema.{key}": v for key, v in state.items()}
     torch.save(joined, tmp_path / "joined.pth")
     assert describe(tmp_path / "joined.pth")["beside_the_model"] == ["ema"]
     conversion = files.convert_file(tmp_path / "a.pth", files.ConversionRequest(ema=True))
-    assert not any("ema_model" in note for note in conversion.notes)  # it was read
+    assert not any("ema_model" in note for note in conversion.notes)  # not ignored, because --ema uses it
     chosen = conversion.weights.tensors
     key = "encoder.layers.0.ffn.net.0.weight"
     torch.testing.assert_close(chosen[key], plain[key] / 2)

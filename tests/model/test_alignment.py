@@ -1,4 +1,4 @@
-"""What lies beyond an image changes nothing for backbones whose grid depends on the size; the others are untouched."""
+"""Backbones whose grid depends on the image size give the same results with padding; others get images unchanged."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def model_of(backbone, *changes):
     torch.manual_seed(0)
     config = load_config("r50-4scale", [f"model.backbone={backbone}", *SMALL, *changes])
     model = build_model(config.model).eval()
-    for parameter in model.decoder.box_heads.parameters():  # as fresh ones move no box
+    for parameter in model.decoder.box_heads.parameters():  # initial ones do not move boxes
         torch.nn.init.normal_(parameter, std=0.05)
     return model
 
 
 def canvas(image, height, width):
-    """An image (3, h, w) at the corner of a canvas, with its mask."""
+    """An image (3, h, w) in the top left corner of a canvas, and the padding mask."""
     images, padding = torch.zeros(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
     images[0, :, : image.shape[1], : image.shape[2]] = image
     padding[0, : image.shape[1], : image.shape[2]] = False
@@ -37,7 +37,7 @@ def canvas(image, height, width):
 @pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/tf_efficientnet_b0", "timm/hrnet_w18_small"])
 @torch.no_grad()
 def test_the_output_of_an_aligned_model_does_not_depend_on_the_padding(backbone):
-    """Lite0 has no squeeze-excitation, B0 has; HRNet takes no other than aligned sizes."""
+    """Lite0 has no squeeze-and-excitation, B0 has; HRNet supports aligned sizes only."""
     model, image = model_of(backbone), torch.randn(3, 75, 109)
     multiple = model.alignment
     assert multiple >= 32

@@ -1,4 +1,4 @@
-"""Backbones by name: maps of the right sizes, learning, freezing, and what cannot be built."""
+"""Backbones by name: map sizes, gradients, frozen stages, and invalid settings."""
 
 import math
 
@@ -26,7 +26,7 @@ KINDS = [
 
 @pytest.fixture
 def smaller(monkeypatch):
-    """Backbones of the same kinds with fewer layers."""
+    """Smaller versions of two backbones."""
     monkeypatch.setitem(SWINS, "swin-t-224", SwinSize(32, (2, 2, 2, 2), 7))
     monkeypatch.setitem(NORMED, "convnext-t", ("convnext_atto", 1e-6))
 
@@ -44,7 +44,7 @@ def test_maps_of_images_of_any_size_and_every_parameter_learns(name, strides, sm
         for x, channels, stride in zip(maps, backbone.channels, strides, strict=True):
             assert x.shape[:2] == (2, channels)
             for found, side in zip(x.shape[2:], size, strict=True):
-                assert side // stride <= found <= math.ceil(side / stride) + 3  # a ViT fills its last patch
+                assert side // stride <= found <= math.ceil(side / stride) + 3  # a ViT pads to whole patches
     sum(x.square().mean() for x in maps).backward()
     assert [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [x.shape[0] for x in backbone.eval()(torch.zeros(1, 3, 1, 1))] == [1] * len(maps)
@@ -62,7 +62,7 @@ def test_every_backbone_name_is_built_with_norms_or_a_pyramid(name):
 
 @pytest.mark.parametrize("name", ["dla46x_c", "tresnet_l", "resnet10t"])
 def test_maps_of_timm_models_have_the_configured_strides(name):
-    """DLA and TResNet have a finer map than the first that timm gives by itself."""
+    """For DLA and TResNet, timm omits the first map by default, so indices do not start at 0."""
     with torch.device("meta"):
         maps = build(f"timm/{name}")(torch.empty(1, 3, 96, 128))
     assert [tuple(x.shape[2:]) for x in maps] == [(12, 16), (6, 8), (3, 4)]
@@ -151,7 +151,7 @@ def test_stochastic_depth_applies_to_timm_models():
 )
 @pytest.mark.parametrize("frozen", [-1, 0, 1, 2, 3])
 def test_the_same_number_freezes_the_same_stages_of_any_family(name, ours, frozen):
-    """Told by whether the loss of each stage's map has anything to train."""
+    """A stage is frozen if the loss of its map has no trainable parameters."""
 
     def learned(backbone_name):
         with torch.device("cpu"):
@@ -182,7 +182,7 @@ def test_without_trained_weights_every_layer_and_norm_of_the_backbone_learns(nam
     assert fixed == set() and not any(key.endswith(("weight", "bias")) for key in buffers)
     held, held_buffers, trained = frozen("imagenet")
     assert held and any(key.endswith("weight") for key in held_buffers)
-    assert sorted(state) == sorted(trained), "files of weights fit either"
+    assert sorted(state) == sorted(trained), "weights files fit both"
 
 
 def test_a_whole_detector_is_refused_as_a_backbone_and_nothing_is_downloaded(monkeypatch):

@@ -1,4 +1,4 @@
-"""torch.compile takes over for sizes that come often, and gives the same answers."""
+"""torch.compile is used for frequent image sizes, and gives the same results."""
 
 import logging
 import pickle
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class Model(torch.nn.Module):
-    """Remembers the shapes it is called with."""
+    """Records the image sizes it is called with."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ def call(model: CompiledModel, height: int, width: int) -> None:
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # which takes half a minute
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # it takes half a minute
     plain, to_compile = Model(), Model()
     moments = iter(range(1000))
     monkeypatch.setattr("dinocore.model.inference.time.perf_counter", lambda: next(moments))  # each call takes a second
@@ -96,7 +96,7 @@ def test_a_copy_for_another_process_starts_without_compiled_sizes(pair):
 def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
     if amp == "int8" and not torch.cpu._is_vnni_supported():
         pytest.skip("without VNNI, int8 is refused")
-    check_compiler(CPU)  # CI has one
+    check_compiler(CPU)  # CI has a compiler
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain, compiled = load_detector("cells", "cpu", amp), load_detector("cells", "cpu", amp, compiled=True)
     assert compiled.compiled is not None
@@ -105,7 +105,7 @@ def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
     expected = plain(smear)
     sure = expected.scores > 0.4
     assert sure.sum() >= 2
-    for _ in range(3):  # as it is, compiled, and once more
+    for _ in range(3):  # eager, compiled, and compiled again
         found = compiled(smear)
         apart = (expected.boxes_xyxy[sure][:, None] - found.boxes_xyxy[None]).abs().amax(-1).amin(1)
         assert apart.max() < (0.05 if amp == "off" else 3)

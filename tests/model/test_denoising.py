@@ -1,4 +1,4 @@
-"""Denoising queries: who they are, what they start from, and who may see whom."""
+"""Denoising queries: groups, noise, targets, and the attention mask."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_the_length_is_bounded_on_dense_images_and_every_object_gets_its_turn():
     seen = set()
     for seed in range(12):
         noise = layer([target(250, seed)])
-        assert noise.boxes.shape[1] == 200  # 100 pairs: one group of 100 drawn objects
+        assert noise.boxes.shape[1] == 200  # 100 pairs: one group with 100 random objects
         seen |= set(noise.match.target.tolist())
     assert len(seen) == 250
     assert denoiser("num_groups=10", "max_queries=300")([target(200)]).boxes.shape[1] == 300
@@ -92,11 +92,11 @@ def test_without_noise_positives_are_the_targets_themselves():
 
 
 def test_positives_stay_within_half_a_box_and_negatives_leave_it():
-    boxes = torch.tensor([[0.3, 0.4, 0.1, 0.2], [0.5, 0.6, 0.2, 0.1]])  # far enough from the edges to be cut nowhere
+    boxes = torch.tensor([[0.3, 0.4, 0.1, 0.2], [0.5, 0.6, 0.2, 0.1]])  # too far from the edges to be clipped
     noise = denoiser("num_groups=20")([Target(torch.tensor([0, 1]), boxes, 3)])
     half = boxes[:, 2:].tile(40, 1) / 2
-    first = noise.boxes[0, :, :2] - noise.boxes[0, :, 2:] / 2  # corners are sorted nowhere, so this one is the first
-    moved = (first - (boxes[:, :2].tile(40, 1) - half)).abs() / half  # in halves of the box
+    first = noise.boxes[0, :, :2] - noise.boxes[0, :, 2:] / 2  # the noisy first corner: noise does not sort corners
+    moved = (first - (boxes[:, :2].tile(40, 1) - half)).abs() / half  # in half box sizes
     assert (moved[~noise.negative] < 1 + 1e-4).all() and (moved[~noise.negative] > 0.5).any()
     assert (moved[noise.negative] > 1 - 1e-4).all() and (moved[noise.negative] < 2 + 1e-4).all()
 
@@ -122,7 +122,7 @@ def test_noise_of_an_image_does_not_depend_on_the_rest_of_the_batch():
     alone, together = layer([target(3, 5)]), layer([target(3, 5), target(3, 6)])
     assert torch.equal(alone.boxes[0], together.boxes[0])
     assert not torch.equal(together.boxes[0], together.boxes[1])
-    with_more = layer([target(3, 5), target(5, 6)])  # two places of each copy in each group are padding
+    with_more = layer([target(3, 5), target(5, 6)])  # of five slots per copy and group, two are padding
     assert torch.equal(alone.boxes[0].view(8, 3, 4), with_more.boxes[0].view(8, 5, 4)[:, :3])
 
 

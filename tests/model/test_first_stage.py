@@ -1,4 +1,4 @@
-"""Which tokens may become proposals, and what extra training queries start from."""
+"""Selection of proposals from tokens, and the extra queries in training."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from dinocore.structures import Queries, Tokens
 
 
 def tokens(*shapes: tuple[int, int]) -> Tokens:
-    """Maps without padding."""
+    """Tokens of maps without padding."""
     number = sum(height * width for height, width in shapes)
     return Tokens(
         content=torch.randn(1, number, 32, generator=torch.Generator().manual_seed(0)),
@@ -23,7 +23,7 @@ def tokens(*shapes: tuple[int, int]) -> Tokens:
 
 @pytest.mark.parametrize(("width", "first_is_usable"), [(49, True), (51, False)])
 def test_anchors_within_one_percent_of_the_edge_are_not_proposed(width, first_is_usable):
-    """The centre of the first of 49 columns is at 1.02 %, of 51 at 0.98 %; the last one mirrors it."""
+    """The first column's centre is at 1.02 % with 49 columns, and at 0.98 % with 51; the last column mirrors it."""
     _, usable = token_anchors(tokens((10, width)))
     middle_row = usable.view(10, width)[5]
     assert middle_row[0] == middle_row[-1] == torch.tensor(first_is_usable)
@@ -32,11 +32,11 @@ def test_anchors_within_one_percent_of_the_edge_are_not_proposed(width, first_is
 
 @pytest.mark.parametrize("rounding", [0.0, 2e-7, -2e-7])
 def test_anchors_near_the_edge_are_the_same_for_every_size_and_rounding(rounding, monkeypatch):
-    """The first of 50 columns is at exactly 1 %, so as in official DINO it is left out, padded or not."""
+    """The first of 50 columns is at exactly 1 %, and excluded as in official DINO, with and without padding."""
     monkeypatch.setattr(proposals, "token_centers", lambda memory: token_centers(memory) * (1 + rounding))
     for shown in (1, 2, 17, 49, 50, 51, 150, 199):
         column = torch.arange(shown)
-        expected = (50 * (2 * column + 1) > shown) & (50 * (2 * column + 1) < 99 * shown)  # in whole numbers
+        expected = (50 * (2 * column + 1) > shown) & (50 * (2 * column + 1) < 99 * shown)  # in integers
         for width in range(shown, 220):
             row = tokens((3, width))
             padding = (torch.arange(width) >= shown).expand(3, -1).flatten()[None]

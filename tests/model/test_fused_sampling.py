@@ -1,4 +1,4 @@
-"""Sampling in one pass from offsets and logits gives what the separate steps give."""
+"""Fused sampling from offsets and logits gives the results of separate steps."""
 
 import importlib.util
 import math
@@ -27,14 +27,14 @@ def inputs(dim=4, maps=MAPS, points=2, size=2, dtype=torch.float32, batch=2, que
 
 
 def in_steps(value, padding, maps, reference, offsets, logits):
-    """The reference form in float64: no rounding to speak of."""
+    """The reference backend in float64, with negligible rounding."""
     with use_backend("reference"):
         return sample(value.double(), padding, maps, reference.double(), offsets.double(), logits.double())
 
 
 def fused(*arguments):
     result = sample_fused(*arguments)
-    assert not dispatch._failed_devices  # a silent fall back would make these tests worthless
+    assert not dispatch._failed_devices  # no silent fallback to the reference
     return result
 
 

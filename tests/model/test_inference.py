@@ -1,4 +1,4 @@
-"""The model made quick gives the same answers."""
+"""The model optimized for inference gives the same results."""
 
 import copy
 
@@ -28,7 +28,7 @@ def small(backbone: str):
     torch.manual_seed(0)
     model = build_model(load_config("r50-4scale", names).model).eval()
     with torch.no_grad():
-        for name, buffer in model.backbone.named_buffers():  # statistics that folding could get wrong
+        for name, buffer in model.backbone.named_buffers():  # not 0 and 1, which would hide errors in folding
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in name or "weight" in name else -0.5))
     return model
@@ -50,7 +50,7 @@ def test_folded_batch_norm_gives_the_same_features_and_is_gone(backbone):
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, atol=1e-3 * float(a.abs().max()), rtol=1e-3)
     assert not any("BatchNorm" in type(module).__name__ for module in quick.modules())
-    assert any("BatchNorm" in type(module).__name__ for module in model.modules())  # the model itself is left alone
+    assert any("BatchNorm" in type(module).__name__ for module in model.modules())  # the original is unchanged
 
 
 def test_folding_without_the_mean_would_be_noticed():
@@ -66,7 +66,7 @@ def test_convolutions_include_the_relu_and_the_residual_sum():
     quick = for_inference(small("resnet50"), None, CPU)
     kinds = [type(module) for module in quick.backbone.modules()]
     assert kinds.count(FusedBlock) == 16 and nn.Conv2d not in kinds
-    assert kinds.count(nn.ReLU) == 1  # behind the first convolution stands a batch norm that is gone, and then it
+    assert kinds.count(nn.ReLU) == 1  # the stem's, which follows a folded batch norm
     quick = for_inference(small("timm/mobilenetv2_050"), None, CPU)
     acts = [module.act[0] for module in quick.backbone.modules() if isinstance(module, FusedConv)]
     assert "hardtanh" in acts and "none" in acts
@@ -146,7 +146,7 @@ def test_queries_attend_to_each_other_as_in_pytorch_up_to_the_rounding_of_scores
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(64, 4).eval().requires_grad_(False)
     for parameter in attention.parameters():
-        parameter.copy_(parameter + torch.randn_like(parameter) / 8)  # scores from about -6 to 7, and biases that count
+        parameter.copy_(parameter + torch.randn_like(parameter) / 8)  # scores from about -6 to 7, non-zero biases
     attention = attention.bfloat16()
     q, v = torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()
     k = q + torch.randn(shape).bfloat16() / 4

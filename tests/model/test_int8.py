@@ -1,4 +1,4 @@
-"""Products of bytes give what the layers give, to within the rounding of a byte; and who may ask for them."""
+"""Int8 layers equal the originals within rounding; int8 is refused where it is unsupported."""
 
 import copy
 import pickle
@@ -37,21 +37,21 @@ def tokens(number: int, channels: int, dtype=torch.float32) -> torch.Tensor:
 
 
 def near(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """How far a sum may be off: half a step of the token with each weight, half a step of a weight with each number."""
+    """The largest rounding error of each output: half a step per input value and per weight."""
     step = x.float().abs().amax(-1, keepdim=True) / 127
     weight = linear.weight.abs()
     return 0.51 * step * weight.sum(1) + 0.51 * x.float().abs().sum(-1, keepdim=True) * weight.amax(1) / 127 + 1e-5
 
 
 def identity(channels: int) -> nn.Linear:
-    """A layer whose weights are bytes without rounding, so that what is off comes of the tokens."""
+    """A layer whose weights are exact in int8, so that only the tokens are rounded."""
     linear = nn.Linear(channels, channels, bias=False)
     linear.weight.data = torch.eye(channels)
     return linear
 
 
 def block_of(first: nn.Linear, second: nn.Linear) -> FeedForward:
-    """A feed-forward block of two layers, with a norm that it has learned."""
+    """A feed-forward block of two layers, with random norm parameters."""
     block = FeedForward(first.in_features, first.out_features, 0.0).eval()
     block.net[0], block.net[3] = first, second
     nn.init.uniform_(block.norm.weight, 0.5, 2.0)
@@ -68,7 +68,7 @@ def test_quantized_tokens_differ_by_at_most_half_a_step(dtype, channels):
     rounded = found.abs() / 256 if dtype == torch.bfloat16 else 1e-6 * found.abs()
     assert ((found - x.float()).abs() <= 0.5001 * steps + rounded).all()
     largest = x.float().abs().argmax(1, keepdim=True)
-    torch.testing.assert_close(found.gather(1, largest), x.float().gather(1, largest))  # the whole range is used
+    torch.testing.assert_close(found.gather(1, largest), x.float().gather(1, largest))  # the full range is used
 
 
 @needs_vnni
@@ -79,7 +79,7 @@ def test_hidden_activations_use_all_256_levels(channels):
     hidden = Int8Linear(identity(channels))(x).relu()
     summed, found = (x + hidden).double(), Int8FeedForward(block)(x).double()
     step = hidden.amax(1, keepdim=True) / 255
-    allowed = 1.01 * step / summed.std(1, keepdim=True) * block.norm.weight  # half of it moves the mean
+    allowed = 1.01 * step / summed.std(1, keepdim=True) * block.norm.weight  # half for the value, half for the mean
     eps = block.norm.eps
     expected = (summed - summed.mean(1, keepdim=True)) / (summed.var(1, keepdim=True, correction=0) + eps).sqrt()
     assert ((found - expected * block.norm.weight - block.norm.bias).abs() <= allowed + 1e-5).all()
@@ -91,7 +91,7 @@ def test_hidden_activations_use_all_256_levels(channels):
 def test_residual_sum_and_layer_norm_equal_pytorchs(channels, dtype):
     torch.manual_seed(0)
     block = block_of(nn.Linear(channels, 40), nn.Linear(40, channels))
-    nn.init.zeros_(block.net[3].weight)  # so that nothing depends on bytes
+    nn.init.zeros_(block.net[3].weight)  # so that int8 has no effect
     x = (3 * torch.randn(2, 300, channels) + torch.randn(2, 300, 1)).to(dtype)
     expected = block.norm(x.float() + block.net[3].bias)
     close = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
@@ -120,7 +120,7 @@ def test_a_non_finite_value_makes_its_own_token_nan_and_no_other(number):
 
 
 def whole_numbers(shape: tuple[int, ...], least: int, most: int) -> torch.Tensor:
-    """Such that the last of each row is the largest, so that a step is 1 and nothing is rounded."""
+    """Random integers; each row ends with the largest, so that the step is 1 and nothing is rounded."""
     x = torch.randint(least, most + 1, shape)
     x[..., -1] = most
     return x.float()
@@ -231,7 +231,7 @@ def test_a_kernel_of_one_pixel_treats_pixels_as_tokens(conv, relu):
     torch.manual_seed(0)
     plain = FusedConv(nn.Conv2d(24, 40, 1, **conv).requires_grad_(False))
     plain.act = ("relu" if relu else "none", [])
-    x = torch.rand(2, 24, 9, 13) * torch.logspace(-3, 3, 13)  # each has a scale of its own
+    x = torch.rand(2, 24, 9, 13) * torch.logspace(-3, 3, 13)  # each column has its own scale
     residual = torch.randn(plain(x).shape)
     found, tokens = Int8PointwiseConv(plain), x.permute(0, 2, 3, 1)
     expected = plain(x)
@@ -277,7 +277,7 @@ def test_an_int8_convolution_differs_by_rounding_only():
     x = torch.rand(1, 24, 12, 17)
     expected = conv(x).relu()
     step, weight = x.max() / 255, conv.weight.abs()
-    allowed = 0.51 * step * weight.sum((1, 2, 3)) + 0.51 * weight.amax((1, 2, 3)) / 127 * x.sum()  # generous
+    allowed = 0.51 * step * weight.sum((1, 2, 3)) + 0.51 * weight.amax((1, 2, 3)) / 127 * x.sum()  # a loose bound
     off = (Int8Conv(FusedConv(conv))(x) - expected).abs()
     assert (off <= allowed[:, None, None]).all() and off.max() < 0.02 * expected.max()
 
@@ -356,7 +356,7 @@ def test_int8_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
 @needs_vnni
 @pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+sse2"), ("DISABLE_JIT", "1")])
 def test_int8_is_refused_if_numba_compiles_for_another_cpu(monkeypatch, name, value):
-    """LLVM would end the process."""
+    """Otherwise LLVM would abort the process."""
     monkeypatch.setenv(f"NUMBA_{name}", value)
     with pytest.raises(ConfigError, match=f"unset NUMBA_{name} in the environment"):
         pick_precision("int8", CPU)

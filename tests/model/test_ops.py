@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: every form against a slow twin, and what surrounds the operation."""
+"""Multi-scale deformable attention: every backend compared with slow loops, and the operator in PyTorch."""
 
 import importlib.util
 import math
@@ -32,7 +32,7 @@ def inputs(batch=2, queries=3, heads=2, dim=4, maps=MAPS, points=2, dtype=torch.
 
 
 def twin(value: Tensor, maps, locations: Tensor, weights: Tensor) -> Tensor:
-    """The definition: a token is as heavy as its distance to the place is below 1, in x and in y."""
+    """The definition with loops: a token's weight falls linearly to 0 at distance 1, in x and in y."""
     batch, _, heads, dim = value.shape
     sums = [torch.zeros(0, heads * dim, dtype=value.dtype)] * batch
     for b in range(batch):
@@ -68,7 +68,7 @@ def gradients(function, value, maps, locations, weights):
 
 
 def compiled(*arguments):
-    """The compiled form; a silent fall back to the reference would make these tests worthless."""
+    """The operation, after a check that it did not silently fall back to the reference."""
     result = ms_deform_attn(*arguments)
     assert dispatch.is_reference() or not dispatch._failed_devices
     return result
@@ -117,7 +117,7 @@ def test_half_precision_loses_no_more_than_one_rounding(dtype):
     assert [tensor.dtype for tensor in ours] == [dtype, dtype, torch.float32, torch.float32]
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine.float(), theirs.float(), atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
-    for mine, theirs in zip(ours[:2], expected[:2], strict=True):  # to nearest, but for sums that lie in the middle
+    for mine, theirs in zip(ours[:2], expected[:2], strict=True):  # rounded to nearest, except ties
         assert (mine == theirs).double().mean() > 0.97
 
 
@@ -157,7 +157,7 @@ def test_locations_off_the_map_add_nothing_and_nan_gives_nan(form, place):
 @NUMBA
 def test_non_finite_values_do_not_spread():
     value, maps, locations, weights = inputs(batch=1, heads=1, queries=1)
-    locations[...] = 5.0  # every place is outside
+    locations[...] = 5.0  # every location is outside
     value[0, ::2] = math.nan
     value[0, 1::2] = math.inf
     assert (compiled(value, maps, locations, weights) == 0).all()
@@ -188,7 +188,7 @@ def test_the_memory_layout_of_inputs_does_not_matter():
     for mine, theirs in zip(gradients(compiled, turned[0], maps, *turned[1:]), expected, strict=True):
         assert mine.equal(theirs)
     value.requires_grad_()
-    compiled(value, maps, locations, weights).sum().backward()  # the gradient of a sum is one number, expanded
+    compiled(value, maps, locations, weights).sum().backward()  # the gradient of a sum is an expanded scalar
     torch.testing.assert_close(value.grad.sum(), twin(torch.ones_like(value), maps, locations, weights).sum())
 
 
@@ -223,10 +223,10 @@ def test_a_forked_process_can_still_call_it():
     case = inputs(queries=50)
     expected = compiled(*case)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is tested here
         child = os.fork()
     if child == 0:
-        signal.alarm(20)  # ends the child if it waits for threads that it does not have
+        signal.alarm(20)  # kills a child that waits for threads lost in the fork
         try:
             os._exit(0 if ms_deform_attn(*case).equal(expected) else 1)
         finally:
@@ -235,7 +235,7 @@ def test_a_forked_process_can_still_call_it():
 
 
 @NUMBA
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # raised by opcheck itself
 def test_operators_pass_opcheck():
     value, _, locations, weights = inputs(batch=1, maps=[(2, 3)])
     grad = torch.ones(1, 3, 8)

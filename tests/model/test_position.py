@@ -1,4 +1,4 @@
-"""Where things are: sine encodings, valid extents, token centres and anchors."""
+"""Positions: sine encodings, valid ratios, token centres and anchors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Swin against a slow twin that finds every token's neighbours one by one, at sizes that no window divides."""
+"""Swin, compared with slow loops over tokens, also at sizes that are no multiple of the window."""
 
 import math
 
@@ -12,7 +12,7 @@ from dinocore.model.layers import checkpointed, direct
 
 
 def twin_of_block(block: SwinBlock, x):
-    """Token by token: pad with zeros, shift, and let those of one window attend that were neighbours before."""
+    """A block with loops: tokens of a shifted window attend to each other if they were neighbours before the shift."""
     batch, height, width, channels = x.shape
     window, shift, heads = block.window, block.shift, block.attn.num_heads
     full = [math.ceil(side / window) * window for side in (height, width)]
@@ -22,7 +22,7 @@ def twin_of_block(block: SwinBlock, x):
         nn.functional.pad(normed, (0, 0, 0, full[1] - width, 0, full[0] - height))
     ).split(channels, -1)
 
-    def place(row, column):  # after the shift: window, place in it, and which border was crossed
+    def place(row, column):  # after the shift: window, position in it, borders crossed
         r, c = (row - shift) % full[0], (column - shift) % full[1]
         crossed = (shift > 0 and row < shift, shift > 0 and column < shift)
         return (r // window, c // window), (r % window, c % window), crossed
@@ -90,7 +90,7 @@ def small(monkeypatch):
 
 
 def twin_of_swin(model: Swin, images):
-    """The whole network with the slow blocks, borders padded by hand, neighbours gathered by strided slices."""
+    """The whole network with slow blocks, explicit padding, and patch merging by strided slices."""
     x = nn.functional.pad(images, (0, -images.shape[3] % 4, 0, -images.shape[2] % 4))
     x = model.patch_embed.norm(model.patch_embed.proj(x).permute(0, 2, 3, 1))
     maps = []
@@ -171,7 +171,7 @@ def test_recomputed_blocks_give_the_same_gradients_also_with_skipped_ones(small)
 
 @torch.no_grad()
 def test_swin_t_equals_timms_where_no_padding_is_needed():
-    """224 pixels: timm's maps fill their windows, and the smallest is one window, which timm does not shift."""
+    """224 pixels need no padding. The last stage is omitted: it is one window, which timm does not shift."""
     import timm
 
     torch.manual_seed(0)

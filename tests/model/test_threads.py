@@ -1,4 +1,4 @@
-"""Pieces of a kernel's work on several threads."""
+"""Kernels that run in several threads."""
 
 import threading
 
@@ -10,7 +10,7 @@ from dinocore.model.ops.numba import cpu
 
 @pytest.fixture(params=["OpenMP", "own"])
 def four_threads(request, monkeypatch):
-    """Four threads, PyTorch's or our own."""
+    """Four threads: PyTorch's OpenMP threads, or our own."""
     if request.param == "own":
         monkeypatch.setattr(cpu, "_forked", True)
     elif cpu._openmp() is None:
@@ -29,7 +29,7 @@ def test_every_index_is_processed_once(four_threads, total):
 
 
 def test_chunks_run_in_parallel(four_threads):
-    meeting = threading.Barrier(2)  # broken after a while, unless two threads come to it
+    meeting = threading.Barrier(2)  # fails unless two threads reach it in time
     cpu.in_parallel(lambda begin, end: meeting.wait(timeout=20), (), 4)
 
 
@@ -40,4 +40,4 @@ def test_an_error_on_any_thread_reaches_the_caller(four_threads):
 
     with pytest.raises(MemoryError, match="no room"):
         cpu.in_parallel(fail_at_the_end, (), 8)
-    test_every_index_is_processed_once(None, 5)  # and the threads go on working
+    test_every_index_is_processed_once(None, 5)  # the threads still work

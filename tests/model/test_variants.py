@@ -1,4 +1,4 @@
-"""Each setting of the model builds what it says, trains and predicts."""
+"""Model settings: each builds a model that trains and predicts."""
 
 import pytest
 import torch
@@ -114,7 +114,7 @@ def test_looking_twice_trains_the_layer_before_and_looking_once_does_not():
         torch.manual_seed(2)
         for head in model.decoder.box_heads:
             torch.nn.init.normal_(head[-1].weight, std=0.1)
-        boxes = model(images, padding).stages[1].boxes  # the loss of the second layer's boxes alone
+        boxes = model(images, padding).stages[1].boxes  # only the second layer's boxes have a loss
         return torch.autograd.grad(boxes.sum(), model.decoder.box_heads[0][-1].weight, allow_unused=True)[0]
 
     assert gradient_of_first_layer("once") is None

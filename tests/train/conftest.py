@@ -1,4 +1,4 @@
-"""A model and images that are small enough for many short runs."""
+"""A small model and small images, for many short runs."""
 
 import hashlib
 import json
@@ -32,13 +32,13 @@ SMALL = [
 OF_SEVERAL = (
     'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
     "train.micro_batch_size=1", "train.ema_decay=0.9", 'train.trackers="off"',
-)  # fmt: skip  # two steps an epoch
+)  # fmt: skip  # two steps per epoch
 SCRIPT = Path(__file__).with_name("faulty_processes.py")
 TIMINGS = ("seconds", "data_seconds", "memory_mb")
 OF_A_START = (
     "origin",
     "log_bytes",
-)  # what differs between a run and one that was resumed: words, and digits of timings
+)  # differ in a resumed run: a message, and the length of the log, which contains timings
 
 
 def free_port():
@@ -82,7 +82,7 @@ def run_to_end():
 
 @pytest.fixture
 def outcome():
-    """Hashes of every tensor of a run's newest checkpoint; its plain values; and the log without its timings."""
+    """A function that reads a run: hashes of its newest checkpoint's tensors, plain values, log without timings."""
 
     def read(run):
         newest, found = list_checkpoints(run / "checkpoints")[-1], {}
@@ -104,7 +104,7 @@ def outcome():
 
 @pytest.fixture
 def together(small_config, tmp_path):
-    """Several processes train, or go on; their exit codes, what each of them said, and the folder."""
+    """A function that trains or resumes on several ranks, and returns exit codes, warnings per rank, and the folder."""
 
     def make(*settings, fault="none", rank=0, at=0, name="run", number=2):
         folder = tmp_path / name
@@ -117,7 +117,7 @@ def together(small_config, tmp_path):
             env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}
             started.append(subprocess.Popen(command, env=env))
         try:
-            codes = [process.wait(timeout=600) for process in started]  # nobody waits for ever
+            codes = [process.wait(timeout=600) for process in started]  # fails if a rank hangs
         finally:
             for process in started:
                 process.kill()

@@ -1,7 +1,8 @@
-"""What tests run in each of several processes: a training in which a fault is put in on one of them.
+"""The script that tests run as each of several ranks: training, with a fault on one rank.
 
-python faulty_processes.py RUN FAULT RANK STEP; settings are those of RUN/config.toml, and what a process told goes
-to RUN/told-RANK.json.
+python faulty_processes.py RUN FAULT RANK STEP
+
+The settings are read from RUN/config.toml. Each rank writes its warnings or its error to RUN/told-RANK.json.
 """
 
 import json
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def forward(state: TrainState, at: int) -> None:
-    """Memory is short in the second forward pass of the step."""
+    """Run out of memory in the second forward pass of the step."""
     original, seen = step.forward, []
 
     def fails(*arguments):
@@ -41,7 +42,7 @@ def forward(state: TrainState, at: int) -> None:
 
 
 def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.0.weight") -> None:
-    """Memory is short in the middle of each backward pass of the step: some gradients were given, others not."""
+    """Run out of memory in the middle of the step's second backward pass, when some gradients are computed."""
     seen = []
 
     def hook(gradient):
@@ -53,7 +54,7 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
 
 
 def nan(state: TrainState, at: int) -> None:
-    """The second image of the step has a bad pixel."""
+    """Set a pixel of the step's second micro-batch to NaN."""
     original, seen = step.forward, []
 
     def poisoned(model, batch, *rest):
@@ -68,7 +69,7 @@ def nan(state: TrainState, at: int) -> None:
 
 
 def failing(place: object, name: str, state: TrainState, at: int) -> None:
-    """A function fails, once."""
+    """Make the first call of a function fail."""
     original, seen = getattr(place, name), []
 
     def fails(*arguments, **named):
@@ -98,9 +99,9 @@ FAULTS = {
 
 
 def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> list[str]:
-    """Train; what was said."""
+    """Train, and return the warnings."""
     torch.set_num_threads(1)
-    if fault == "double":  # no fault: the same in float64
+    if fault == "double":  # not a fault, but training in float64
         torch.set_default_dtype(torch.float64)
     config = run_config(folder)
     data = open_dataset(config.data)
@@ -116,7 +117,7 @@ def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> l
 
 
 def main(folder: Path, fault: str, rank: int, at: int) -> int:
-    ddp.BUCKET_MB = 0.01  # even the gradients of a small model travel in many pieces
+    ddp.BUCKET_MB = 0.01  # so that the gradients of a small model need many buckets
     code, error_message, here = 0, [], 0
     try:
         with process_group(CPU) as group:

@@ -1,4 +1,4 @@
-"""The comparisons in docs/look-forward-twice.md: what they compare, and that a run is done once."""
+"""The variants compared in docs/look-forward-twice.md; finished runs are not repeated."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ SMALL = [
 @pytest.fixture
 def variants(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    with use_backend("reference"):  # nothing to compile
+    with use_backend("reference"):  # avoids compilation
         yield importlib.import_module("ablation_variants").LOOK_FORWARD
 
 
@@ -33,14 +33,14 @@ def built(variant):
     model = build_model(config.model).eval()
     for change in variant.changes:
         change(model)
-    torch.manual_seed(1)  # some changes have drawn numbers
-    for head in model.decoder.box_heads:  # they begin at zero, which lets no gradient pass
+    torch.manual_seed(1)  # some changes use random numbers
+    for head in model.decoder.box_heads:  # zero at first, which blocks gradients
         torch.nn.init.normal_(head[-1].weight, std=0.1)
     return model, config
 
 
 def reach(variant):
-    """For each stage, which layers' box heads its box loss trains."""
+    """A row per stage: `#` for each layer whose box head gets a gradient from the stage's box loss."""
     model, config = built(variant)
     torch.manual_seed(1)
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Rows of docs/reliability.md that no other test puts in."""
+"""Faults in docs/reliability.md that no other test covers."""
 
 import errno
 import multiprocessing
@@ -72,7 +72,7 @@ def test_missing_tensors_and_other_shapes_are_refused_with_their_number():
 
 @pytest.mark.slow
 def test_a_checkpoint_from_a_gpu_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
-    """Storages are marked as those of a GPU are, and there is a random stream of it."""
+    """The checkpoint's storages are marked as CUDA's, and it has the RNG state of a GPU."""
     config = small_config(*LITTLE, "train.epochs=1")
     context, state = start(config)
     with monkeypatch.context() as patch:
@@ -121,7 +121,7 @@ def test_a_nan_metric_is_never_the_best(small_config, start):
 def test_the_checkpoint_that_a_run_resumed_from_is_not_pruned(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
     run_to_end(context, state)
-    origin = context.folder / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
+    origin = context.folder / "checkpoints" / "step-00000006"  # mid-epoch, so it is not the best one
     find_checkpoint(context.folder, str(origin))
     branch_off(context.folder, origin)
     config = small_config(*LITTLE, "train.epochs=3", "train.save_every_steps=1", "train.keep_checkpoints=1")
@@ -130,7 +130,7 @@ def test_the_checkpoint_that_a_run_resumed_from_is_not_pruned(small_config, star
         if isinstance(event, Saved):
             saved.append(event.step)
             left = {step_of(path) for path in list_checkpoints(context.folder / "checkpoints")}
-            assert {6, event.step} <= left and len(left) <= 3  # and the best one
+            assert {6, event.step} <= left and len(left) <= 3  # the third is the best one
     assert saved[-1] == 12
 
 
@@ -231,20 +231,20 @@ def test_a_failing_reader_names_the_image_and_the_state_is_saved(workers, small_
     with pytest.raises(DataError, match=warning) as error:
         list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
-    assert not multiprocessing.active_children(), "no reader is left"
+    assert not multiprocessing.active_children(), "no worker is left"
     assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
 def test_too_little_shared_memory_is_reported_before_the_first_step(small_config, monkeypatch):
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
     assert "--ipc=host" in faults.check_shared_memory(small_config(), 2)
-    assert faults.check_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
+    assert faults.check_shared_memory(small_config(), 0) == "", "without workers, no memory is shared"
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
     assert faults.check_shared_memory(small_config(), 2) == ""
 
 
 class AnotherIsUnlike(SingleProcess):
-    """Process 0 of two, of which the other says something else."""
+    """Rank 0 of two; rank 1 has other data."""
 
     size = 2
 
@@ -284,7 +284,7 @@ def test_a_failed_evaluation_is_reported_and_counted_and_the_next_one_runs(part,
 
 
 class Bad:
-    """A sink that fails at its second line."""
+    """A sink that fails at its second row."""
 
     place = ""
 
@@ -320,7 +320,7 @@ def test_a_hanging_sink_does_not_delay_training(tmp_path):
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
     warning = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()
-    assert time.monotonic() - began < 5, "1010 lines, and no wait for the sink"
+    assert time.monotonic() - began < 5, "logging does not wait for the sink"
     assert warning == ["Slow is too slow and misses lines of metrics.jsonl; the run continues"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == MAX_WAITING + 10
     for_ever.set()
@@ -339,7 +339,7 @@ def test_a_nondeterministic_operation_is_named(small_config, start, monkeypatch)
     original = step.forward
 
     def forward(*arguments):
-        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))  # which CPUs do not do deterministically
+        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))  # not deterministic on CPUs
         return original(*arguments)
 
     monkeypatch.setattr(step, "forward", forward)
@@ -350,7 +350,7 @@ def test_a_nondeterministic_operation_is_named(small_config, start, monkeypatch)
         list(train(context, state))
     assert error.value.exit_code == 5 and not torch.are_deterministic_algorithms_enabled()
     context, state = start(small_config(*LITTLE, "train.epochs=1"), "usual")
-    assert isinstance(list(train(context, state))[-1], Finished), "it is only refused where that is asked for"
+    assert isinstance(list(train(context, state))[-1], Finished), "it is refused only with train.deterministic"
 
 
 def test_a_dry_run_names_a_nondeterministic_operation(small_config, start, monkeypatch):

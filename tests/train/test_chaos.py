@@ -1,4 +1,4 @@
-"""Runs that are killed at random instants, again and again."""
+"""Training that is killed at random times, many times."""
 
 import json
 import subprocess
@@ -18,5 +18,5 @@ def test_kills_at_random_times_lose_nothing(tmp_path):
     found = json.loads(output.read_text())
     assert ended.returncode == 0, found
     assert found["kills"] == 12
-    assert found["finished"] >= 1  # or "ended like the undisturbed run" says nothing
+    assert found["finished"] >= 1  # finished runs are compared with an uninterrupted one
     assert not any(found[fault] for fault in ("unreadable", "lost_best", "repeated_steps", "unlike"))

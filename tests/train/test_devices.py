@@ -1,4 +1,4 @@
-"""What a run and a detector do on a GPU is what they do on the CPU; here the CPU stands against itself."""
+"""Training and detection on a GPU equal those on the CPU; without a GPU, the CPU is compared with itself."""
 
 import itertools
 
@@ -88,7 +88,7 @@ def test_a_detector_finds_the_boxes_that_it_finds_on_the_cpu(small_config, devic
     here = Detector(model, config, categories, torch.device("cpu"), "off")(image)
     torch.testing.assert_close(there.scores, here.scores, atol=1e-4, rtol=0)
     nearest = torch.cdist(there.boxes_xyxy, here.boxes_xyxy, p=float("inf")).min(dim=1).values
-    assert nearest.max() < 0.05, "pixels"
+    assert nearest.max() < 0.05, "difference in pixels"
 
 
 def test_cuda_without_a_number_is_one_that_pytorch_can_make_the_current_device(monkeypatch):

@@ -1,4 +1,4 @@
-"""Several processes give what one gives."""
+"""Several ranks give the same results as one."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def together(number, data, out, chunk):
 def test_two_ranks_give_the_gradients_and_the_evaluation_of_one(empty, image_folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
-    if empty:  # but one image, so that some process has none with an object
+    if empty:  # all images but one, so that some rank has no objects
         file = data / "annotations" / "instances_train2017.json"
         content = json.loads(file.read_text())
         first = min(row["id"] for row in content["images"])

@@ -1,4 +1,4 @@
-"""One of two processes meets a fault: nobody waits for ever, and what can be kept is kept."""
+"""Faults on one of two ranks: neither hangs, and the state is saved where possible."""
 
 import shutil
 
@@ -18,7 +18,7 @@ def test_if_one_rank_runs_out_of_memory_both_end_with_the_state_before_the_step_
     assert [step_of(path) for path in checkpoints] == [2, 3]
     straight = together("train.save_every_steps=3", name="straight")[2]
     shutil.rmtree(list_checkpoints(straight / "checkpoints")[-1])
-    assert outcome(folder)[0] == outcome(straight)[0], "weights, optimizer and the random streams of both processes"
+    assert outcome(folder)[0] == outcome(straight)[0], "weights, optimizer and the RNG states of both ranks"
 
 
 @pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1)])

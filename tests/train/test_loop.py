@@ -1,4 +1,4 @@
-"""Runs from start to end, resumed runs, and what goes wrong on the way."""
+"""Runs from start to end, resumed runs, and runs with bad data or weights."""
 
 import json
 import math
@@ -165,7 +165,7 @@ def test_one_bad_image_is_replaced_and_reported_once(image_folder, small_config,
     shutil.copytree(image_folder, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
     context, state = start(small_config(f'data.path="{folder}"'))
-    bad.write_bytes(bad.read_bytes()[:500])  # before the first step, it would be refused
+    bad.write_bytes(bad.read_bytes()[:500])  # after `start`, which would refuse it
     warnings = [event.message for event in run_to_end(context, state) if isinstance(event, Warned)]
     assert len(warnings) == 1 and bad.name in warnings[0]
 
@@ -175,7 +175,7 @@ def test_too_many_bad_images_end_the_run(image_folder, small_config, start, run_
     shutil.copytree(image_folder, folder)
     context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
     for bad in sorted((folder / "train2017").iterdir())[:4]:
-        bad.write_bytes(b"not an image")  # before the first step, one would be refused
+        bad.write_bytes(b"not an image")  # after `start`, which would refuse them
     with pytest.raises(DataError, match="4 of 8 images cannot be read"):
         run_to_end(context, state)
 
@@ -191,7 +191,7 @@ def test_images_without_objects_train_and_evaluate(image_folder, small_config, s
         file.write_text(json.dumps(content))
     context, state = start(small_config(f'data.path="{folder}"', "train.batch_size=1"))
     evaluated = [event for event in run_to_end(context, state) if isinstance(event, Evaluated)]
-    assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # nothing to judge by, as in pycocotools
+    assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # no objects to evaluate, as in pycocotools
 
 
 def test_an_image_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run survives: stops at any place, damage, a full disk, dead readers, too little memory, bad numbers."""
+"""Runs survive stops at any point, damaged files, a full disk, dead workers, lack of memory, and NaN."""
 
 import json
 import os
@@ -35,9 +35,9 @@ def resume(context, config):
 
 
 PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
-WAYS = [(0, 0.0, "off"), (2, 0.0, "bf16"), (2, 0.9, "off"), (0, 0.9, "bf16")]  # any two of the three in every mixture
+WAYS = [(0, 0.0, "off"), (2, 0.0, "bf16"), (2, 0.9, "off"), (0, 0.9, "bf16")]  # all pairs of values
 ALL = [(place, *way) for place in PLACES for way in WAYS]
-ALL += [(place, 0, 0.9, "fp16") for place in ("mid-epoch", "accumulation")]  # with its scaler
+ALL += [(place, 0, 0.9, "fp16") for place in ("mid-epoch", "accumulation")]  # with a gradient scaler
 STRAIGHT: dict = {}
 
 
@@ -56,11 +56,11 @@ def test_a_run_stopped_and_resumed_anywhere_equals_an_uninterrupted_run(
         STRAIGHT[ema, amp] = outcome(context.folder)
     seen = []
     passes = []
-    if place == "accumulation":  # a signal between the two forward passes of a step
+    if place == "accumulation":  # a stop between the two forward passes of a step
         original = step.forward
         monkeypatch.setattr(step, "forward", lambda *a: passes.append(1) or original(*a))
     asks = {
-        "evaluation": lambda: seen.count(Evaluating) >= 3,  # the first of the second evaluation
+        "evaluation": lambda: seen.count(Evaluating) >= 3,  # the first event of the second evaluation
         "accumulation": lambda: len(passes) >= 2 * PLACES[place] - 1,
         "boundary": lambda: seen.count(Evaluated) >= 2,
     }
@@ -78,7 +78,7 @@ def test_a_run_stopped_and_resumed_anywhere_equals_an_uninterrupted_run(
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(small_config, start, run_to_end):
-    """As SIGKILL leaves it: lines of steps that no checkpoint has, and half a line."""
+    """As after SIGKILL: rows of steps after the last checkpoint, and half a row."""
     config = small_config(*LITTLE, "train.epochs=1")
     context, state = start(config)
     run_to_end(context, state)
@@ -186,7 +186,7 @@ def test_a_save_without_enough_space_says_how_much_it_needs(small_config, start,
     warned = re.search(r"a checkpoint takes about ([\d.]+) MB, and \S+ has 1\.0 MB left", "".join(warnings))
     needed = re.search(r"it needs (\d+) MB", str(error.value))
     assert warned and needed and abs(float(warned[1]) - float(needed[1])) < 2, (
-        "the warning before the first step has the same size"
+        "the warning before the first step gives the same size"
     )
 
 
@@ -212,13 +212,13 @@ def test_a_hanging_reader_ends_in_a_timeout(small_config, start, monkeypatch):
 
 
 def short_of_memory(monkeypatch, at):
-    """No memory for the second forward pass of a step, by how many passes were begun before; once."""
+    """Run out of memory once, in forward pass `at` of the run."""
     original, passes = step.forward, []
 
     def forward(*arguments):
         passes.append(1)
         if len(passes) == at:
-            torch.rand(1)  # the streams have moved on
+            torch.rand(1)  # changes the RNG state
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return original(*arguments)
 
@@ -239,7 +239,7 @@ def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_conf
 def test_a_run_with_halved_micro_batches_continues_with_identical_results(
     amp, small_config, start, monkeypatch, outcome
 ):
-    """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
+    """Out of memory in step 3: the rest equals a run stopped after step 2 and resumed with micro-batches of 2."""
     requested = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
     four, two = (
         small_config(*requested, "train.micro_batch_size=4"),
@@ -265,7 +265,7 @@ def test_one_image_cannot_be_halved(small_config, start, monkeypatch):
 
 
 def poison(monkeypatch, change, at=3):
-    """Change the batches of a step before they are used."""
+    """Change the batches of step `at` before they are used."""
     original = feeding._next
 
     def following(batches):
@@ -328,7 +328,7 @@ def test_a_rollback_skips_the_step_and_has_a_limit(small_config, start, monkeypa
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Every evaluation measures this AP."""
+    """A function that sets the AP of every evaluation."""
 
     def always(ap):
         judge = evaluation.coco_metrics

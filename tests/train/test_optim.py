@@ -1,4 +1,4 @@
-"""Parameter groups, the schedule as a pure function, and the moving average."""
+"""Parameter groups, the learning rate schedule, and the moving average."""
 
 from itertools import pairwise
 
@@ -87,7 +87,7 @@ def test_the_schedule_description_gives_drops_and_those_out_of_reach():
     assert describe_lr(100, TrainConfig()).startswith("0.0001, backbone 1e-05, ")
     assert describe_lr(100, TrainConfig(freeze=("neck",))).startswith("frozen: neck; 0.0001, backbone 1e-05, ")
     both = describe_lr(100, TrainConfig(freeze=("backbone", "encoder")))
-    assert both.startswith("frozen: backbone, encoder; 0.0001, divided"), "a frozen backbone has no rate"
+    assert both.startswith("frozen: backbone, encoder; 0.0001, divided"), "a frozen backbone has no learning rate"
     short = TrainConfig(warmup_steps=24, lr_schedule="cosine")
     assert describe_lr(2, short).endswith("never reached: warm-up takes 24 steps, the run 24 steps")
     assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")

@@ -1,4 +1,4 @@
-"""The other ranks wait for rank 0 as long as it works alone, which may be longer than they wait for one another."""
+"""Other ranks wait for rank 0 while it works alone, for longer than ranks wait for each other."""
 
 import os
 import subprocess

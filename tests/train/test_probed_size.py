@@ -1,4 +1,4 @@
-"""`--batch-size auto` tries sizes as they will be trained."""
+"""`--batch-size auto` measures batch sizes under the conditions of training."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def start(small_config):
 
 
 def form():
-    """Of the operations: which backend, whether PyTorch refuses what is not deterministic, and TF32."""
+    """Whether the reference backend, deterministic algorithms and TF32 are in use."""
     return is_reference(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
 
 
@@ -40,7 +40,7 @@ def form():
 )
 def test_batch_sizes_are_probed_with_the_operations_used_in_training(settings, expected, start, monkeypatch):
     seen = []
-    monkeypatch.setattr(device, "_without_tf32", device._WithoutTF32())  # a training that another test left may be open
+    monkeypatch.setattr(device, "_without_tf32", device._WithoutTF32())  # other tests may leave training unfinished
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(memory, "largest_micro_batch", lambda *_: seen.append(form()) or 1)
     before = form()

@@ -1,4 +1,4 @@
-"""Real processes, started as a person starts them: ended by signals, killed, resumed; one and two of them."""
+"""`dino train` in separate processes, on one and two ranks: stopped by signals, killed and resumed."""
 
 import os
 import re
@@ -26,12 +26,12 @@ SETTINGS = [
 ]  # fmt: skip
 PER_EPOCH, STEPS = 9, 45
 DINO = [sys.executable, "-m", "dinocli"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # what the command torchrun is
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # same as `torchrun`
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands run, with images in `data`."""
+    """The working directory of the commands, with images in `data`."""
     folder = tmp_path_factory.mktemp("processes")
     write_sample_data(folder / "data", num_images=45, seed=3, size=(80, 64))
     return folder
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def begin(folder):
-    """Starts a command that trains; ends what a failed test leaves."""
+    """A function that starts a training command; processes left by a failed test are killed."""
     started = []
 
     def make(run, *arguments, by=DINO, new=True):
@@ -61,7 +61,7 @@ def begin(folder):
 
 
 def ended(process, code, within=600.0):
-    """What it said until it ended with this code."""
+    """Wait for a process, check its exit code, and return its messages."""
     _, messages = process.communicate(timeout=within)
     assert process.returncode == code, messages
     assert "Traceback" not in messages
@@ -69,7 +69,7 @@ def ended(process, code, within=600.0):
 
 
 def wait_for_step(run, step, process):
-    """Until a run has logged it."""
+    """Wait until a run has logged this step."""
     until, log = time.monotonic() + 300, run / "metrics.jsonl"
     while not log.is_file() or log.read_text().count('"loss"') < step:
         assert process.poll() is None and time.monotonic() < until, process.stderr.read()
@@ -77,7 +77,7 @@ def wait_for_step(run, step, process):
 
 
 def rank_of(process, rank):
-    """The process id of one of the processes that a launcher started."""
+    """The process id of a launcher's child with this rank."""
     for entry in Path("/proc").iterdir():
         child = entry.name.isdigit() and f"PPid:\t{process.pid}\n" in _read(entry / "status")
         if child and f"\0RANK={rank}\0" in _read(entry / "environ"):
@@ -99,7 +99,7 @@ def check_equal(outcome, straight, run):
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    """What each way to start a run that nobody disturbs leaves; each is done once."""
+    """Results of uninterrupted runs, by launcher."""
     return {}
 
 
@@ -110,27 +110,27 @@ def test_a_run_resumed_after_sigterm_and_sigkill_equals_an_uninterrupted_run(beg
     process.send_signal(signal.SIGTERM)
     assert "the state is saved; continue with: dino train --resume asked" in ended(process, 143)
     step = step_of(list_checkpoints(folder / "asked" / "checkpoints")[-1])
-    assert 11 <= step < 2 * PER_EPOCH, "it was stopped within an epoch"
+    assert 11 <= step < 2 * PER_EPOCH, "it was stopped mid-epoch"
     process = begin("asked", "--resume", "auto", "--output-dir", "asked", new=False)
     wait_for_step(folder / "asked", 30, process)
-    process.kill()  # and it is killed on its second way
+    process.kill()  # after it was resumed
     process.communicate()
     assert "was killed" in ended(begin("asked", "--resume", "auto", "--output-dir", "asked", new=False), 0)
     check_equal(outcome, folder / "straight", folder / "asked")
 
 
 def test_a_second_sigint_exits_at_once(begin, folder):
-    """A step of this takes long: 36 images one after another, larger ones."""
+    """A step takes long: 36 large images, one at a time."""
     long = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
     process = begin("twice", *(part for setting in long for part in ("--set", setting)))
-    while "steps" not in process.stderr.readline():  # what will be done is said, then the first step is begun
+    while "steps" not in process.stderr.readline():  # printed just before the first step
         assert process.poll() is None
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     while "press Ctrl-C again" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.5)
-    assert process.poll() is None, "the first one waits for the step"
+    assert process.poll() is None, "the first SIGINT waits for the step"
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     ended(process, 130, within=10)
@@ -138,20 +138,20 @@ def test_a_second_sigint_exits_at_once(begin, folder):
 
 
 def test_two_ranks_stopped_and_resumed_equal_an_uninterrupted_run(begin, folder, outcome):
-    """The undisturbed one is started by torchrun as the docs say, the other by --gpus 2."""
+    """The uninterrupted run is started by torchrun as in the docs, the other by --gpus 2."""
     typed = re.search(r"^torchrun --nproc-per-node 8 (.*) train .*$", (DOCS / "distributed.md").read_text(), re.M)
     by = [*TORCHRUN, "--nproc-per-node", "2", *shlex.split(typed[1])]
     assert "2 ranks" in ended(begin("straight2", by=by), 0)
     process = begin("cut2", "--gpus", "2")
     wait_for_step(folder / "cut2", 12, process)
     process.send_signal(signal.SIGUSR1)
-    assert ended(process, 143).count("the state is saved") == 1, "one process speaks"
+    assert ended(process, 143).count("the state is saved") == 1, "only rank 0 prints"
     newest = list_checkpoints(folder / "cut2" / "checkpoints")[-1]
-    assert 12 <= step_of(newest) < 2 * PER_EPOCH, "it was stopped within an epoch"
+    assert 12 <= step_of(newest) < 2 * PER_EPOCH, "it was stopped mid-epoch"
     shutil.copytree(folder / "cut2", folder / "alone")
     ended(begin("cut2", "--resume", "auto", "--output-dir", "cut2", "--gpus", "2", new=False), 0)
     check_equal(outcome, folder / "straight2", folder / "cut2")
-    ended(begin("alone", "--resume", "auto", "--output-dir", "alone", new=False), 0)  # one goes on with what two began
+    ended(begin("alone", "--resume", "auto", "--output-dir", "alone", new=False), 0)  # one rank resumes a run of two
     steps = [row["step"] for row in outcome(folder / "alone")[2] if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
 
@@ -171,4 +171,4 @@ def test_if_a_rank_is_killed_the_other_exits_soon_and_says_why(launcher, code, r
     _, messages = process.communicate(timeout=300)
     assert time.monotonic() - began < 60 and process.returncode == code, messages
     assert reason in messages and not Path(f"/proc/{other}").exists()
-    assert list_checkpoints(run / "checkpoints"), "what was saved is still there"
+    assert list_checkpoints(run / "checkpoints"), "saved checkpoints are kept"

@@ -17,7 +17,7 @@ def page_facts(run):
 def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     start, run_to_end, small_config, monkeypatch
 ):
-    monkeypatch.setattr(report, "MIN_SCORE", 0.0)  # two epochs make nobody sure
+    monkeypatch.setattr(report, "MIN_SCORE", 0.0)  # scores are low after two epochs
     context, state = start(small_config())
     events = run_to_end(context, state)
     assert not [event for event in events if isinstance(event, Warned)]
@@ -42,7 +42,7 @@ def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     marks = [mark for image in charts["gallery"]["images"] for mark in image["marks"]]
     kinds = charts["gallery"]["kinds"]
     objects = [mark for mark in marks if kinds[mark[5]] in ("truth", "missed")]
-    assert len(objects) == len(context.data.val.boxes), "every annotated object, answered or missed"
+    assert len(objects) == len(context.data.val.boxes), "every annotated object, found or missed"
     assert len(marks) - len(objects) == len(page_facts(context.folder)["results"]) > 0
 
 

@@ -1,4 +1,4 @@
-"""What is due after which step of a run."""
+"""When a run evaluates, saves and ends."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from dinocore.train.state import Progress
 
 
 def plan(**settings) -> Schedule:
-    """Three steps an epoch."""
+    """A schedule with three steps per epoch."""
     return Schedule(3, TrainConfig(**settings))
 
 

@@ -1,4 +1,4 @@
-"""What a run starts from, and what it leaves as it is."""
+"""The start of a run: weights, frozen parts, settings and precision."""
 
 import json
 
@@ -32,14 +32,14 @@ def state_bytes(module, part):
 
 @pytest.mark.parametrize("frozen", [("backbone", "encoder"), ("neck", "tokenizer", "decoder")])
 def test_frozen_parts_stay_bitwise_equal_and_others_learn(frozen, small_config, start, run_to_end):
-    """Batch norm's statistics, the moving average and the optimizer included."""
+    """Includes batch norm statistics, the moving average and the optimizer."""
     freeze = f"train.freeze={json.dumps(frozen)}"
     context, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
     before = {part: state_bytes(state.model, part) for part in PARTS}
     run_to_end(context, state)
     for model in (state.model, state.ema.model):
         same = {part for part in PARTS if state_bytes(model, part) == before[part]}
-        assert set(frozen) <= same <= {*frozen, "tokenizer"}, "a frozen fresh encoder does not look at positions"
+        assert set(frozen) <= same <= {*frozen, "tokenizer"}, "a new, frozen encoder ignores positions"
     held = {id(p) for part in frozen for p in state.model.get_submodule(part).parameters()}
     assert held and not held & {id(p) for group in state.optimizer.param_groups for p in group["params"]}
     saved = load_weights(context.folder / "best.safetensors").tensors
@@ -54,7 +54,7 @@ def test_freezing_everything_is_refused(small_config, start):
 
 @pytest.fixture
 def weights_of(tmp_path):
-    """An empty file of weights that says it holds a preset's model."""
+    """A function that writes a weights file with a preset's config and one dummy tensor."""
 
     def write(preset, *overrides, facts=None):
         config = load_config(preset, overrides)
@@ -128,7 +128,7 @@ def test_a_conversion_is_named_by_its_preset(weights_of):
 
 
 def test_a_converted_model_learns_other_classes_by_name(small_config, start, run_to_end, tmp_path):
-    """As `dino convert` leaves them: 91 numbered classes, of which one has a name that the data has too."""
+    """Like a file from `dino convert`: 91 numbered classes, one of them with a name from the data."""
     from dinocore.weights.convert import coco
 
     config = small_config("model.num_classes=91")
@@ -159,9 +159,9 @@ def test_given_epochs_move_the_learning_rate_drop_unless_it_is_given_too(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "drops"),
     [
-        ("[train]\nepochs = 40\nlr_drop_epochs = [20]", (6,)),  # a recipe itself, as `dino presets NAME` prints it
+        ("[train]\nepochs = 40\nlr_drop_epochs = [20]", (6,)),  # a complete recipe, as from `dino presets NAME`
         ("[train]\nepochs = 40", (10,)),  # the preset's drop, at 30 of 36
-        ("[train]\nlr_drop_epochs = [7]", (7,)),  # given for the run
+        ("[train]\nlr_drop_epochs = [7]", (7,)),  # set for this run
         ("# lr_drop_epochs = [7]", (10,)),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is around a training step: old checkpoints, and failures at its end."""
+"""Old checkpoints, and running out of memory at the end of a step."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_a_checkpoint_whose_optimizer_is_sharded_is_refused_with_the_line_to_typ
 
 
 def test_running_out_of_memory_during_the_update_does_not_repeat_the_step(small_config, start, monkeypatch):
-    """Nothing is saved: weights of the second step are changed in part."""
+    """The second step is not saved, because its weights may be updated in part."""
     context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"', "train.save_every_steps=1"))
     steps = []
 

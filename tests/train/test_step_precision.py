@@ -1,4 +1,4 @@
-"""Which precision a batch is computed in."""
+"""The image width up to which batches are computed in float32 on a CPU."""
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ def test_a_map_of_one_column_is_halved_only_for_images_this_narrow(preset, pixel
 def test_float32_fills_every_column_of_such_a_gradient():
     images = torch.randn(1, 64, 42, 1)
     for _ in range(20):
-        torch.full((CONV.weight.numel(),), float("nan"))  # what may lie in memory
+        torch.full((CONV.weight.numel(),), float("nan"))  # NaN that may remain in freed memory
         CONV.zero_grad()
         CONV(images).pow(2).sum().backward()
         grad = CONV.weight.grad
         assert grad is not None and grad.isfinite().all()
-        assert (grad[..., [0, 2]] == 0).all()  # the image has nothing there
+        assert (grad[..., [0, 2]] == 0).all()  # beyond the only column

@@ -1,4 +1,4 @@
-"""W&B and MLflow as `train.trackers` asks for them: offline, resumed, missing, slow."""
+"""Trackers in `train.trackers`: offline, resumed, missing, broken and slow."""
 
 import importlib.util
 import json
@@ -18,14 +18,14 @@ from dinocore.train.run.metrics_log import MetricsLog, MetricsLogger
 from dinocore.train.run.sinks import BackgroundWriter, check_trackers, sinks
 from dinocore.train.state import Progress
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the trackers' own dependencies
+pytestmark = pytest.mark.filterwarnings("ignore")  # from the trackers' dependencies
 
 STEPS = [{"step": step, "epoch": 1, "loss": 4.0 - step, "matching/box": 0.5, "layer": "neck"} for step in (1, 2, 3)]
 EVALUATION = {"step": 3, "epoch": 1, "AP": 0.25, "backend": "pycocotools"}
 
 
 def log_all(run, tracker, rows, step=0, completed=True):
-    """Give rows to one tracker, as a run does that starts after `step`; what it has to say about it."""
+    """Log rows to one tracker, like a run that starts after `step`, and return the messages."""
     writers = sinks(run, load_config("tiny", [f"train.trackers={tracker}"]), step)
     logger = MetricsLogger(MetricsLog(run, Progress()), writers)
     told = [text for row in rows for text in logger.add(row)]
@@ -39,7 +39,7 @@ def mlflow_client(request, tmp_path, monkeypatch):
     kept = {"folder": (tmp_path / "mlruns").as_uri(), "sqlite": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", kept[request.param])
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(None)  # what an earlier test left
+    mlflow.set_tracking_uri(None)  # forget an earlier test's URI
     return mlflow.MlflowClient()
 
 
@@ -71,7 +71,7 @@ def test_a_resumed_training_continues_its_mlflow_run_and_a_new_one_does_not(tmp_
 
 
 def wandb_records(file):
-    """What W&B keeps of a session, to be sent later: protocol buffers in the log format of LevelDB."""
+    """The records of a W&B session, stored for upload: protocol buffers in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
     content, position, whole = file.read_bytes(), 7, b""
@@ -82,7 +82,7 @@ def wandb_records(file):
         length, kind = struct.unpack_from("<HB", content, position + 4)
         whole += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # in one piece, or the last piece
+        if kind in (1, 4):  # complete, or the last fragment
             record = wandb_internal_pb2.Record()
             record.ParseFromString(whole)
             yield record
@@ -96,7 +96,7 @@ def wandb(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nobody"))
-    module.teardown()  # it reads its variables once
+    module.teardown()  # makes W&B read the environment again
     yield module
     module.teardown()
 
@@ -167,7 +167,7 @@ def test_wandbs_own_errors_are_reported_in_one_line_before_any_work(wandb, monke
 
 @pytest.fixture
 def broken_tensorboard(tmp_path, monkeypatch):
-    """A TensorBoard that is installed, and a dependency of which does not fit."""
+    """An installed TensorBoard whose import fails because of a dependency."""
     (tmp_path / "site/tensorboard").mkdir(parents=True)
     (tmp_path / "site/tensorboard/__init__.py").write_text("raise TypeError('descriptors cannot be created directly')")
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:

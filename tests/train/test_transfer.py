@@ -1,4 +1,4 @@
-"""Rows of a class follow its name; what else differs is said."""
+"""Weights of classes are transferred by name; other differences are reported."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model_of(names, *changes):
 
 @pytest.fixture
 def move(tmp_path):
-    """Start a model of new classes from one of old classes; both states and the report."""
+    """A function that starts a model from one with other classes: old, fresh and new state, and the report."""
 
     def run(old, new, old_changes=(), new_changes=()):
         giver, config, categories = model_of(old, *old_changes)

@@ -1,4 +1,4 @@
-"""What tests/train/test_distributed.py runs in each process: gradients and an evaluation, in float64.
+"""The script that test_distributed.py runs on each rank: an evaluation, and gradients in float64.
 
 python two_processes.py DATA OUT CHUNK
 """

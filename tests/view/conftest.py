@@ -1,4 +1,4 @@
-"""A small detector whose weights a test may change before it is built, an image, and pages opened in a browser."""
+"""A small detector whose weights tests may edit, an image of noise, and report pages in a browser."""
 
 import copy
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def make_detector() -> Callable[..., Detector]:
-    """The same small detector every time, unless `edit` changes its model first."""
+    """A function that builds the same small detector every time, after `edit` changes its model, if given."""
     config = load_config("r50-4scale", SMALL)
     torch.manual_seed(0)
     model = build_model(config.model)
     for module in model.modules():
-        if isinstance(module, MSDeformAttn):  # in a trained model these depend on the query
+        if isinstance(module, MSDeformAttn):  # so that they depend on the query, as after training
             torch.nn.init.normal_(module.offsets.weight, std=0.3)
             torch.nn.init.normal_(module.weights.weight, std=0.3)
     names = [Category(k, f"class {k}") for k in range(config.model.num_classes)]
@@ -52,13 +52,13 @@ def make_detector() -> Callable[..., Detector]:
 
 @pytest.fixture(scope="session")
 def detector(make_detector) -> Detector:
-    """Not to be changed."""
+    """A shared detector; tests must not change it."""
     return make_detector()
 
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Opens a page from disk; when the test ends, nothing may have gone wrong in it."""
+    """A function that opens a page from disk; console messages, errors, dialogs and requests fail the test."""
     troubles, contexts = [], []
 
     def open_(page, width=1280, scheme="light"):

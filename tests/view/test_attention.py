@@ -1,4 +1,4 @@
-"""`dino inspect-attention` shows the places and weights that a layer used, not a second opinion."""
+"""`dino inspect-attention` shows the sampling points and weights that the layer itself used."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_the_view_follows_the_layers_weights(make_detector, detector, image, par
     assert torch.allclose(before.weights, after.weights, atol=1e-4) == (name != "weights")
     assert after.error < 1e-4
     figures = [draw_attention(image, seen).tobytes() for seen in (before, after)]
-    assert name == "value" or figures[0] != figures[1]  # what is sampled isn't drawn, only where and how much
+    assert name == "value" or figures[0] != figures[1]  # only points and weights are drawn, not values
 
 
 def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(make_detector, image):
@@ -71,7 +71,7 @@ def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(mak
     assert torch.allclose(seen.points, torch.tensor(seen.center).expand_as(seen.points), atol=1e-3)
     assert (
         abs(seen.center[0] - 50) <= 96 / 12 / 2 + 1 and abs(seen.center[1] - 20) <= 72 / 8 / 2 + 1
-    )  # a token is 8 x 9
+    )  # a token is 8 x 9 pixels
 
 
 def test_the_default_query_is_the_most_confident_one(detector, image):

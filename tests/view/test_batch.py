@@ -1,4 +1,4 @@
-"""The views of real batches show what training gives to the model at once, no more and no less."""
+"""Inspectors of real batches show the same micro-batch and images as training."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from dinocore.train.batches import micro_batch_size
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("wanted", ["auto", 1, 3, 50])
 def test_the_mask_is_that_of_trainings_own_micro_batch(make_coco, tmp_path, monkeypatch, wanted, device):
-    """`auto` is one image on a CPU, and the whole batch elsewhere."""
+    """With `auto`, a micro-batch is one image on a CPU, and the whole batch elsewhere."""
     many = {n: [(1, 10, 5, 20, 12)] * (n % 3 + 1) for n in range(1, 9)}
     make_coco(many)
     make_coco(many, name="val")

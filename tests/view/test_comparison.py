@@ -1,4 +1,4 @@
-"""The page of `dino eval --compare`: its numbers are those of JSON, and it works in a real Chromium."""
+"""The page of `dino eval --compare`: its numbers equal the JSON output, and it works in Chromium."""
 
 import re
 
@@ -18,7 +18,7 @@ NUM = 12  # images
 
 
 def rows(annotations, offset, chance, seed):
-    """The objects as detections, some left out, moved by `offset` pixels."""
+    """The objects as detections, each kept with probability `chance` and moved by `offset` pixels."""
     random = np.random.default_rng(seed)
     return [
         {"image_id": int(annotations.image_ids[owner]), "category_id": annotations.categories[label].id,
@@ -30,7 +30,7 @@ def rows(annotations, offset, chance, seed):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finds nearly all, B half of it and beside the place."""
+    """A finds nearly all objects, B half of them, 4 pixels off."""
     folder = tmp_path_factory.mktemp("compared")
     Image.new("RGB", (160, 120), "grey").save(folder / "a.png")
     random = np.random.default_rng(0)
@@ -119,4 +119,4 @@ def test_it_works_in_chromium(made, visit, scheme, width):
     assert int(tab.locator(".kind[data-kind=missed] b").inner_text()) > int(before)
     assert len(set(tab.locator(".drawing").screenshot())) > 50, "not blank"
     tops = [tab.locator("figure").nth(n).bounding_box()["y"] for n in range(3)]
-    assert (tops[0] == tops[1] < tops[2]) if width > 1000 else (tops[0] < tops[1]), "A next to B where there is room"
+    assert (tops[0] == tops[1] < tops[2]) if width > 1000 else (tops[0] < tops[1]), "A next to B if there is space"

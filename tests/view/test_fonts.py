@@ -1,4 +1,4 @@
-"""Names of classes may be in any language; images must show them where a font can."""
+"""Class names may be in any language; images show them if an installed font can."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from dinocore.draw.fonts import OWN, load_font, unwritable
 
 @pytest.fixture
 def fonts(monkeypatch: pytest.MonkeyPatch):
-    """Says how a font of the system is opened, by its name and size."""
+    """A function that replaces system fonts: `opened` gets the size and returns a font."""
     real = ImageFont.truetype
 
     def set_up(opened) -> None:
-        def truetype(font, size: float, **more):  # Pillow opens its own with this, too
+        def truetype(font, size: float, **more):  # Pillow opens its own font with it, too
             return opened(size) if isinstance(font, str) else real(font, size, **more)
 
         monkeypatch.setattr(ImageFont, "truetype", truetype)
@@ -32,7 +32,7 @@ def _forget() -> None:
 
 
 def _accents(size: float) -> ImageFont.FreeTypeFont:
-    """A font that has é and nothing else that Pillow's lacks."""
+    """Pillow's font with é added, marked as a system font."""
     font = ImageFont.load_default(size)
     draw = font.getmask2
     font.getmask2 = lambda text, *given, **more: draw(text.replace("é", "e"), *given, **more)

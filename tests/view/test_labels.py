@@ -1,4 +1,4 @@
-"""Labels can be read: they do not cover each other, and suit the image."""
+"""Labels are readable: they do not overlap, and their size suits the image."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,7 +11,7 @@ from dinocore.draw.fonts import load_font, shortened
 
 
 def places(monkeypatch, size, boxes, memory=None) -> list[module.Rectangle]:
-    """Where the labels of boxes are drawn."""
+    """The rectangles in which the labels of boxes are drawn."""
     drawn = []
     draw = module._draw_label
     monkeypatch.setattr(module, "_draw_label", lambda *given: (drawn.append(given[-1]), draw(*given)))
@@ -34,7 +34,7 @@ def test_labels_of_a_video_stay_where_they_are_though_scores_change_and_objects_
     memory, beside = LabelMemory(), {name: set() for name in colors}
     for frame in range(12):
         names = list(colors)[: 2 if frame < 5 else 3]
-        if frame % 2:  # the last one is the surest, and chooses first in an image
+        if frame % 2:  # the last box has the highest score; in an image, its label is placed first
             names.reverse()
         x, y = 40 + 2 * frame, 60 + frame % 3
         lefts = [x + 4 * list(colors).index(name) for name in names]

@@ -1,4 +1,4 @@
-"""The drawn mask is the model's own, and a reader can check it by eye."""
+"""The mask as text, image and JSON equals the model's own."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_the_notes_example_has_the_counts_of_the_notes():
     answer = to_json(view)
     assert (answer["num_denoising"], answer["num_matching"], answer["num_queries"]) == (5 * 2 * 3, 900, 930)
     assert answer["num_positive"] == answer["num_negative"] == 15
-    assert answer["blocked_pairs"] == 900 * 30 + 30 * 24  # matching to denoising, and each group to four others
+    assert answer["blocked_pairs"] == 900 * 30 + 30 * 24  # matching to denoising, and each group to the other four
     assert answer["blocked_pairs_by_part"]["denoising_to_matching"] == 0
     assert answer["blocked_share"] == answer["blocked_pairs"] / 930**2
     assert "blocked            27,720 of 930 x 930 pairs: 3.20%" in drawn(view)
@@ -206,13 +206,13 @@ def test_unicode_and_ascii_draw_the_same():
 
 
 def test_the_image_is_grey_where_the_mask_is_true():
-    """Along the middle of group 0's rows: own positives blue, own negatives orange, other groups grey."""
+    """In the middle of group 0's rows, its positives are blue, its negatives orange, and other groups grey."""
     image = draw_image(mask(2, 1))
     row = [image.getpixel((x, 306 + 40)) for x in range(image.width)]
     names = {(0xD3, 0xE9, 0xF7): "blue", (0xFB, 0xEB, 0xC8): "orange", (0x8F, 0x8F, 0x8F): "grey"}
     seen = [names[pixel] for pixel in row if pixel in names]
     assert list(dict.fromkeys(seen)) == ["blue", "orange", "grey"]
-    assert seen.count("grey") > 1.9 * seen.count("blue")  # two blocked cells beside one
+    assert seen.count("grey") > 1.9 * seen.count("blue")  # two cells to one
 
 
 @pytest.mark.parametrize("objects", [[1], [3, 1], [0, 2], [100], [300] * 20 + [1]])

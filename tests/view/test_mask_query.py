@@ -1,4 +1,4 @@
-"""A row of the mask in words, and the drawing as SVG and HTML: what the model's own mask and noise say, and no more."""
+"""A row of the mask in words, and the drawing as SVG and HTML, follow the model's own mask and noise."""
 
 import re
 from xml.etree import ElementTree
@@ -58,13 +58,13 @@ def test_every_row_says_exactly_what_the_mask_has():
         row = torch.full((len(view.blocked),), -1)
         for sight in explain(view, query).sights:
             for first, end in sight.queries:
-                assert (row[first:end] == -1).all()  # nobody is named twice
+                assert (row[first:end] == -1).all()  # no query is listed twice
                 row[first:end] = int(not sight.may)
         assert row.equal(view.blocked[query].long())
 
 
 def test_the_object_is_the_one_that_the_denoiser_drew():
-    """Of three objects two may take part; positives without noise lie exactly on the object that they are copies of."""
+    """Two of three objects take part; without noise, positives equal the objects that they are copies of."""
     config = model_config("denoising.num_groups=2", "denoising.max_queries=8", "denoising.box_noise=0.0")
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.3, 0.3]])
     target = Target(torch.tensor([0, 1, 2]), boxes, seed=5)
@@ -94,14 +94,14 @@ def test_an_unknown_query_is_refused():
     "view_of", [lambda: mask(2, 2, 1), lambda: mask(33, 3), lambda: mask(1, 300), lambda: mask(0, 3)]
 )
 def test_svg_has_the_pixels_of_the_png(view_of):
-    """Every filled rectangle of the SVG, painted in order, gives the PNG's colour in its middle."""
+    """The filled rectangles of the SVG, painted in order, give the PNG's colours along each row."""
     view = view_of()
     root = ElementTree.fromstring(draw_svg(view))
     light = root.find(f"{SVG}style").text.split("@media")[0]
     colors = dict(re.findall(r"\.f(\w+) \{ fill: #(\w+) \}", light))
     image = draw_image(view)
     painted = torch.zeros(image.height, image.width, 3, dtype=torch.uint8)
-    for rect in root.findall(f"{SVG}rect"):  # those of the words are deeper
+    for rect in root.findall(f"{SVG}rect"):  # those of explanations are nested
         kind = re.match(r"f(\w+)", rect.get("class"))
         x, y, width, height = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
         if kind:
@@ -112,7 +112,7 @@ def test_svg_has_the_pixels_of_the_png(view_of):
         y = int(float(rect.get("y")) + float(rect.get("height")) / 3)
         start, end = int(float(rect.get("x"))) + 60, int(float(rect.get("x")) + float(rect.get("width")))
         shown = torch.tensor([image.getpixel((x, y)) for x in range(start, end)])
-        lines = (shown != painted[y, start:end]).any(1)  # outlines, lines between groups
+        lines = (shown != painted[y, start:end]).any(1)  # outlines and group borders
         assert lines.float().mean() < 0.1
 
 
@@ -159,7 +159,7 @@ def test_the_drawing_follows_the_mask(monkeypatch):
 
 
 def test_every_rule_of_the_svg_is_for_the_drawing_and_its_theme_alone():
-    """A page around it has its own lines, and a rule for the dark must not reach a light page."""
+    """The page around it has its own styles, and rules for dark mode must not apply in a light page."""
     style = ElementTree.fromstring(draw_svg(mask(2, 2, 1))).find(f"{SVG}style").text
     selectors = re.findall(r"([^{}]+)\{[^{}]*\}", re.sub(r"@media[^{]*\{", "", style).replace("}\n}", "}"))
     assert len(selectors) > 20 and all("svg.sheet" in selector for selector in selectors)
@@ -167,7 +167,7 @@ def test_every_rule_of_the_svg_is_for_the_drawing_and_its_theme_alone():
     for theme in re.findall(r"@media[^{]*\{(.*?)\n\}", style, re.DOTALL):
         rules = theme.strip().splitlines()
         assert rules and all(re.match(r":(is\(svg\.sheet:root|root\[data-theme)", rule) for rule in rules)
-        assert all(rule.count("{") == 1 for rule in rules), "a second selector in a line would have no scope"
+        assert all(rule.count("{") == 1 for rule in rules), "a second rule on the line would have no scope"
 
 
 @pytest.mark.parametrize("objects", [(2, 2, 1), (100, 1)])
@@ -176,5 +176,5 @@ def test_the_legends_padding_looks_like_padding(objects):
     crosses = [shape for shape in shapes if isinstance(shape, Line) and shape.width == 2]
     (text,) = [shape for shape in shapes if isinstance(shape, Text) and shape.text.startswith("a padding slot")]
     beside = [line for line in crosses if abs((line.y0 + line.y1) / 2 - text.y) < 5 and line.x1 < text.x]
-    assert len(beside) == (2 if len(crosses) > len(beside) else 0), "crossed out where the strips cross it out"
+    assert len(beside) == (2 if len(crosses) > len(beside) else 0), "crossed out if the strips are"
     assert (len(beside) == 2) == (objects == (2, 2, 1))

@@ -1,4 +1,4 @@
-"""`dino inspect-matching` shows the match that the loss uses, and what the denoising queries really are."""
+"""`dino inspect-matching` shows the matching used by the loss, and the model's denoising queries."""
 
 import copy
 from typing import NamedTuple
@@ -38,7 +38,7 @@ def test_the_costs_are_those_that_the_hungarian_method_was_given(detector, image
 
 
 class LongCost(NamedTuple):
-    """A matching cost with a part more than DINO's."""
+    """A matching cost with one part more than DINO's."""
 
     label: torch.Tensor
     box: torch.Tensor
@@ -102,7 +102,7 @@ def disturb(part):
         parameter.add_(0.3 * torch.randn_like(parameter))
 
 
-WEIGHTS = {  # a part, and which views it feeds: the first stage, the last layer, denoising answers
+WEIGHTS = {  # an edit, and whether it changes the first stage, the last layer, and denoising
     "last class head": (lambda m: disturb(m.decoder.class_heads[-1]), False, True, True),
     "first box head": (lambda m: disturb(m.decoder.box_heads[0]), False, True, True),
     "first stage": (
@@ -110,7 +110,7 @@ WEIGHTS = {  # a part, and which views it feeds: the first stage, the last layer
         True,
         True,
         True,
-    ),  # denoising queries see all matching ones
+    ),  # denoising queries attend to all matching queries
     "neck": (lambda m: disturb(m.neck), True, True, True),
     "label embedding": (lambda m: disturb(m.denoiser.label_embed), False, False, True),
 }
@@ -124,7 +124,7 @@ def test_a_changed_weight_changes_the_views_that_it_feeds_and_no_other(make_dete
     assert changed(before.stages[0].answers, after.stages[0].answers) == first
     assert changed(before.stages[-1].answers, after.stages[-1].answers) == last
     assert changed(answers_of(before), answers_of(after)) == denoising
-    assert [n.start_box for n in before.noisy] == [n.start_box for n in after.noisy]  # noise is of the data
+    assert [n.start_box for n in before.noisy] == [n.start_box for n in after.noisy]  # noise depends on data only
     figures = [draw_matching(image, seen).tobytes() for seen in (before, after)]
     pages = [render_matching("a.png", image, image, seen) for seen in (before, after)]
     assert (figures[0] != figures[1]) == (first or last) and pages[0] != pages[1]

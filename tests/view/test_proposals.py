@@ -1,4 +1,4 @@
-"""What `dino inspect-proposals` shows is the model's own, and its recall is what a loop over boxes counts."""
+"""`dino inspect-proposals` shows the model's own proposals, and its recall equals that of a loop over boxes."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def run(net):
 
 
 def views(net, config) -> dict[str, bytes]:
-    """Every view's pixels or numbers."""
+    """The pixels or numbers of every view."""
     output, image = run(net), Image.new("RGB", SIZE[::-1], "gray")
     rows = list_proposals(output, SIZE, NAMES)
     found = journeys(output, SIZE, OBJECTS, config.loss, NAMES, 5)
@@ -72,7 +72,7 @@ def test_every_view_follows_the_weights(labels):
     with torch.no_grad():
         net.decoder.box_heads[-1][-1].bias.add_(0.7)
     last = views(net, config)
-    assert last["scores"] == after["scores"]  # the decoder has no say in them
+    assert last["scores"] == after["scores"]  # independent of the decoder
     assert all(last[name] != after[name] for name in ("boxes", "layers", "gains"))
 
 

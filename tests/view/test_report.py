@@ -1,4 +1,4 @@
-"""Report pages, as text and in a real Chromium."""
+"""Report pages, as text and in Chromium."""
 
 import base64
 import hashlib
@@ -72,7 +72,7 @@ def embedded(html):
 def test_names_are_escaped_everywhere_and_the_data_still_holds_them():
     html = render_page(full_page())
     assert EVIL not in html and "<script>" not in html and "<img src=x" not in html
-    assert html.count("<script") == html.count("</script>") == 3, "the chart's data, the gallery's, and the page's own"
+    assert html.count("<script") == html.count("</script>") == 3, "for the chart, the gallery and the page"
     chart, gallery = embedded(html)
     assert chart["lines"][1]["name"] == EVIL and EVIL in gallery["labels"]
     html.encode("utf-8")
@@ -104,8 +104,8 @@ def test_images_share_what_room_there_is():
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
     assert len(found) == 100 and 3_000_000 < len(html.encode()) < 5_000_000
     sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in found}
-    assert len(sizes) == 1 and 100 < sizes.pop()[0] < 320, "all alike, and no smaller than need be"
-    assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the image as it was"
+    assert len(sizes) == 1 and 100 < sizes.pop()[0] < 320, "of equal size, and no smaller than necessary"
+    assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the original image"
 
 
 def test_a_shrunk_image_keeps_its_boxes_where_they_were():
@@ -125,7 +125,7 @@ def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
     shown = [(mark.kind, mark.label, mark.score) for mark in image_marks(match(image, rows), 7)]
     assert shown == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
-    ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
+    ], "the last detection lies in a crowd and is ignored"  # fmt: skip
     assert [mark.kind for mark in image_marks(match(image, []), 7)] == ["missed", "missed"]
 
 
@@ -226,7 +226,7 @@ def test_the_policy_stops_what_an_escape_would_have_missed(visit, tmp_path):
 
 
 def test_the_box_whose_score_is_the_threshold_is_above_it_in_the_page():
-    score = 0.241549999  # rounded to four places it would be below
+    score = 0.241549999  # below the threshold if rounded to four digits
     image = MarkedImage("a", Image.new("RGB", (20, 20)), [Mark((1, 1, 9, 9), "cat", "found", score)])
     data = _gallery_data(Gallery("Found", [image], threshold=score))
     assert data["images"][0]["marks"][0][-1] >= data["threshold"] > 0.2415
@@ -245,14 +245,14 @@ def test_the_threshold_redraws_boxes_and_counts_them(visit):
 
     counts = tab.locator(".kind b")
     assert drawn() == [1, 1, 1, 1] and counts.all_inner_texts() == ["2", "1", "1", "1"], (
-        "missed objects are annotated, too"
+        "annotated objects include missed ones"
     )
     slider.fill("0.4")
     assert drawn() == [1, 1, 1, 1], "a box at the threshold is shown"
     slider.press("ArrowRight")
     assert drawn() == [1, 1, 0, 1] and tab.locator(".slider output").inner_text() == "0.41"
     slider.fill("0.7")
-    assert drawn() == [0, 0, 0, 2], "an object whose answer is below the threshold is missed"
+    assert drawn() == [0, 0, 0, 2], "an object is missed if its detection is below the threshold"
     assert "2 annotated, 2 missed, 0 found" in figure.inner_text() and counts.first.text_content() == "2"
     tab.locator(".kind[data-kind=missed]").press("Enter")
     assert drawn() == [0, 0, 0, 0]
@@ -349,7 +349,7 @@ def test_the_page_works_in_dark_and_light_mode_and_fits_a_phone(visit, scheme, w
     pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("L"))
     corner = pixels[5, 5]
     assert (corner < 60) if scheme == "dark" else (corner > 200)
-    assert 0.02 < (np.abs(pixels.astype(int) - corner) > 60).mean() < 0.6, "not blank, and not a wall of ink"
+    assert 0.02 < (np.abs(pixels.astype(int) - corner) > 60).mean() < 0.6, "neither blank nor too dense"
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.locator("#theme").click()
     other = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))[5, 5]
