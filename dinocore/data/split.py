@@ -50,6 +50,7 @@ class Split(NamedTuple):
     held_out: "Split | None" = None  # the validation split, whose images are dropped from a split `trainval`
     class_ids: tuple[int, ...] = ()  # CSV: the ids of `classes`, ascending; empty: from 1
     part: str = ""  # CSV: which rows are used, by the split column; empty: all of them
+    by_year: bool = False  # VOC: `annotations` has a devkit folder per year, and `listing` a list of names from each
 
     @property
     def source(self) -> Path:

@@ -280,6 +280,39 @@ def test_voc_corners_that_are_no_numbers_are_refused_by_name(tmp_path, corners):
     assert refusal(tmp_path).code == "DATA-XML"
 
 
+def year_of_voc(folder, names: dict[str, str], **lists: str) -> None:
+    """A devkit folder of images, each with one object of a class, and its lists of names."""
+    for name, kind in names.items():
+        put(folder / "JPEGImages" / f"{name}.png")
+        put(folder / "Annotations" / f"{name}.xml", described(1, 5, 8, 10, name=f"{name}.png", kind=kind))
+    for split, listed in lists.items():
+        put(folder / "ImageSets" / "Main" / f"{split}.txt", "\n".join(listed.split()))
+
+
+@pytest.mark.parametrize("inside", ["", "VOCdevkit"])
+def test_several_years_of_pascal_voc_are_read_together_by_their_lists(tmp_path, inside):
+    kinds = {"a": "cat", "b": "dog", "c": "cat", "d": "dog"}
+    year_of_voc(tmp_path / inside / "VOC2007", kinds, train="a b", val="c", trainval="a b c", test="d")
+    year_of_voc(tmp_path / inside / "VOC2012", {"a": "owl", "e": "cat"}, train="a", val="e", cat_train="a -1")
+    layout = find_layout(tmp_path)
+    assert layout.kind == "Pascal VOC, VOC2007 and VOC2012" and layout.test is not None and layout.val is not None
+    train, val, test = map(read_annotations, (layout.train, layout.val, layout.test))
+    assert [category.name for category in train.categories] == ["cat", "dog", "owl"]
+    files = ["VOC2007/JPEGImages/a.png", "VOC2007/JPEGImages/b.png", "VOC2012/JPEGImages/a.png"]
+    assert [train.path(i) for i in range(3)] == [tmp_path / inside / name for name in files]
+    assert [train.categories[label].name for label in train.labels] == ["cat", "dog", "owl"]
+    assert [val.path(i).name for i in range(len(val.image_ids))] == ["c.png", "e.png"]
+    assert [test.path(i).name for i in range(len(test.image_ids))] == ["d.png"]
+
+
+def test_an_image_that_a_year_of_pascal_voc_lacks_is_named_with_its_folder(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        year_of_voc(tmp_path / year, {"a": "cat", "b": "dog"}, train="a", val="b")
+    (tmp_path / "VOC2012" / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"VOC2012/JPEGImages/a\.png"):
+        read_annotations(find_layout(tmp_path).train)
+
+
 # dataset.toml
 
 

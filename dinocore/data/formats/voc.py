@@ -55,8 +55,10 @@ class VocFile(NamedTuple):
 
 def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
     """The layout of VOC's folders, or of XML files beside images in the folder or in `train/`, `valid/`, `test/`."""
-    if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
-        folder = inner[0] if len(inner) == 1 else folder
+    inner = sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir())
+    if len(inner) > 1 and all((year / name).is_dir() for year in inner for name in (*FOLDERS[0], SETS)):
+        return _several_years(inner, guard)
+    folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
         # with lists of names, XML files may also be in subfolders
         listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))
@@ -83,13 +85,31 @@ def _xml_in(folder: Path) -> list[Path]:
 
 def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
     classes, first = scan_voc([xml], _ordered_names(folder / "labelmap.txt", guard), guard)
+    made = {
+        name: Split(xml, [images], "voc", folder, (file,), classes, first)
+        for name, file in _lists(folder, guard).items()
+    }
+    return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
+
+
+def _several_years(years: Sequence[Path], guard: PathGuard) -> Layout | None:
+    """The layout of VOC2007 and VOC2012 next to each other: each split has the images of all years' lists."""
+    top = years[0].parent
+    classes, first = scan_voc([year / FOLDERS[0][0] for year in years], (), guard)
+    lists = [_lists(year, guard) for year in years]
+    files = {name: tuple(found[name] for found in lists if name in found) for name in WORDS}
+    made = {
+        name: Split(top, [top], "voc", top, listing, classes, first, by_year=True)
+        for name, listing in files.items() if listing
+    }  # fmt: skip
+    return layout_of(f"Pascal VOC, {' and '.join(year.name for year in years)}", made)
+
+
+def _lists(folder: Path, guard: PathGuard) -> dict[str, Path]:
+    """The list of names of each split for which there is one."""
     lists = {file.stem.lower(): file for file in sorted((folder / SETS).glob("*.txt"))}
     named = {name: next((lists[word] for word in words if word in lists), None) for name, words in WORDS.items()}
-    made = {
-        name: Split(xml, [images], "voc", folder, (guard.check(file),), classes, first)
-        for name, file in named.items() if file is not None
-    }  # fmt: skip
-    return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
+    return {name: guard.check(file) for name, file in named.items() if file is not None}
 
 
 def _beside(folder: Path, guard: PathGuard) -> Layout | None:
@@ -231,17 +251,22 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
 
 def _files(split: Split, findings: Findings) -> list[Path]:
-    """All XML files of the folder, or those whose names are in the split's list, one per line."""
+    """All XML files of the folder, or those whose names are in the split's lists, one per line."""
     if not split.listing:
         return visible_files(split.annotations, (".xml",))
-    listing = split.listing[0]
+    folders = [file.parents[2] / FOLDERS[0][0] if split.by_year else split.annotations for file in split.listing]
+    return [xml for listing, folder in zip(split.listing, folders, strict=True)
+            for xml in _listed_files(listing, folder, findings)]  # fmt: skip
+
+
+def _listed_files(listing: Path, folder: Path, findings: Findings) -> list[Path]:
+    """The XML files in a folder whose names are in a list."""
     lines = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
-    names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
+    names = [_listed(line.strip(), folder) for line in lines if line.strip()]
     unsafe = [name for name in names if not stays_inside(name)]
     findings.add("DATA-PATH-ESCAPE", f"names in {listing.name} that lead out of the folder", unsafe)
-    files = {path.relative_to(split.annotations).with_suffix("").as_posix(): path
-             for path in visible_files(split.annotations, (".xml",))}  # fmt: skip
-    return [files.get(name, split.annotations / f"{name}.xml") for name in dict.fromkeys(names) if name not in unsafe]
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in visible_files(folder, (".xml",))}
+    return [files.get(name, folder / f"{name}.xml") for name in dict.fromkeys(names) if name not in unsafe]
 
 
 def _listed(line: str, folder: Path) -> str:
@@ -269,10 +294,16 @@ def _image_name(named: str, file: Path, split: Split, findings: Findings) -> str
     A renamed or copied XML file often has an old `<filename>`, which may now be another image.
     """
     root, own = split.image_roots[0], file.relative_to(split.annotations).with_suffix("")
+    folder = ""
+    if split.by_year:
+        year, _, *rest = own.parts
+        folder = f"{year}/{FOLDERS[0][1]}/"
+        own = Path(folder, *rest)
     suffixes = (*sorted(IMAGE_SUFFIXES), *map(str.upper, sorted(SUFFIXES)))
     candidates = (f"{own.as_posix()}{suffix}" for suffix in suffixes)
     same_name = next((name for name in candidates if (root / name).is_file()), "")
     named = PurePosixPath(named.replace("\\", "/")).name if "\0" not in named else ""
+    named = f"{folder}{named}" if named else ""
     if same_name and named and (root / named).is_file() and PurePosixPath(named).stem != own.name:
         what = "XML files whose `<filename>` is another image; the file's own name is used"
         findings.add("DATA-VOC-NAME", what, [f"{file.name} says {named}"])
