@@ -15,7 +15,7 @@ from torch import Tensor
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def filled(name: str, shape: list[int], source: str) -> Tensor:
+def golden_weights(name: str, shape: list[int], source: str) -> Tensor:
     """The golden weights of a parameter, generated from its name."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
@@ -41,18 +41,18 @@ def read_keys(name: str) -> list[tuple]:
 @pytest.fixture(scope="session")
 def state_of() -> Callable[[str], dict[str, Tensor]]:
     """The state dict of a key list, with golden weights; shared tensors are one object."""
-    known: dict[str, dict[str, Tensor]] = {}
+    cache: dict[str, dict[str, Tensor]] = {}
 
     def state(name: str) -> dict[str, Tensor]:
-        if name not in known:
+        if name not in cache:
             source, tensors = name.split("_")[0], {}
-            known[name] = {}
+            cache[name] = {}
             for key, shape, dtype, canonical in read_keys(name):
                 if canonical not in tensors:
-                    whole = dtype.startswith("int")
-                    tensors[canonical] = torch.tensor(0) if whole else filled(canonical, shape, source)
-                known[name][key] = tensors[canonical]
-        return dict(known[name])
+                    is_integer = dtype.startswith("int")
+                    tensors[canonical] = torch.tensor(0) if is_integer else golden_weights(canonical, shape, source)
+                cache[name][key] = tensors[canonical]
+        return dict(cache[name])
 
     return state
 
@@ -62,11 +62,11 @@ def empty_state() -> Callable[[str], dict[str, Tensor]]:
     """Like `state_of` but with zeros, which is faster; tensors of Swin models are on the meta device."""
 
     def state(name: str) -> dict[str, Tensor]:
-        kept: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         with torch.device("meta" if "swin" in name else "cpu"):
             return {
-                key: kept.setdefault(shared, torch.zeros(shape, dtype=getattr(torch, kind)))
-                for key, shape, kind, shared in read_keys(name)
+                key: tensors.setdefault(canonical, torch.zeros(shape, dtype=getattr(torch, dtype)))
+                for key, shape, dtype, canonical in read_keys(name)
             }
 
     return state

@@ -27,7 +27,7 @@ from dinocore.weights.convert.to_official import official_options, official_stat
 
 from .conftest import read_keys
 
-NOTHING_TOLD = FileFacts(None, [], None)
+NO_FACTS = FileFacts(None, [], None)
 
 
 def randomised(module):
@@ -70,7 +70,7 @@ class UnfoldMerging(nn.Module):
 
 
 @torch.no_grad()
-def test_the_merging_of_mmdetection_computes_the_same_in_our_order():
+def test_mmdetection_patch_merging_matches_ours_after_reordering():
     theirs, ours = randomised(UnfoldMerging(6)), PatchMerging(6)
     ours.load_state_dict({key: backbones.merging_from_mmdet(value) for key, value in theirs.state_dict().items()})
     x = torch.randn(2, 5, 4, 6)
@@ -86,7 +86,7 @@ TO_MMDET = [
 
 
 @torch.no_grad()
-def test_a_swin_of_mmdetection_becomes_ours(monkeypatch):
+def test_mmdetection_swin_matches_ours_after_conversion(monkeypatch):
     monkeypatch.setitem(swin.SWINS, "small", SwinSize(32, (2, 2, 2, 2), 3))
     theirs = randomised(Swin("small", (4, 8, 16, 32), -1, 0.0, direct))
     for stage in theirs.layers[:-1]:
@@ -107,7 +107,7 @@ def test_a_swin_of_mmdetection_becomes_ours(monkeypatch):
 # --- Swin of official DINO --------------------------------------------------------------------------------------------
 
 
-def official_swin_list(name):
+def official_swin_shapes(name):
     """Parameter shapes of official DINO with Swin: the backbone from detrex, other parts from the ResNet-50 model."""
     theirs = {key: shape for key, shape, _, _ in read_keys(name)}
     levels = theirs["transformer.level_embeds"][0]
@@ -124,12 +124,12 @@ def official_swin_list(name):
 
 def tensors_of(shapes, make=torch.zeros):
     """Tensors of these shapes; the heads of all layers are one tensor, as in official DINO."""
-    kept = {}
+    tensors = {}
 
     def shared(key):
         return re.sub(r"^(?:transformer\.decoder\.)?((?:class|bbox)_embed)\.\d", r"\1", key)
 
-    return {key: kept.setdefault(shared(key), make(shape)) for key, shape in shapes.items()}
+    return {key: tensors.setdefault(shared(key), make(shape)) for key, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def tensors_of(shapes, make=torch.zeros):
         ("detrex_swinl384_5scale", "swin-l-5scale", ["num_feature_levels=5", "return_interm_indices=0,1,2,3"]),
     ],
 )
-def test_official_swin_l_has_the_names_and_shapes_of_ours(name, preset, options):
+def test_converted_official_swin_l_has_our_names_and_shapes(name, preset, options):
     model = load_config(preset).model
     with torch.device("meta"):
-        tensors = convert_state_dict(tensors_of(official_swin_list(name)))
+        tensors = convert_state_dict(tensors_of(official_swin_shapes(name)))
         expected = build_model(model).state_dict()
     assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in expected.items()}
-    assert choose_preset("official", settings_in(tensors), None, NOTHING_TOLD) == preset
+    assert choose_preset("official", settings_in(tensors), None, NO_FACTS) == preset
     assert sorted(official_options(model)) == sorted(["backbone=swin_L_384_22k", *options])
 
 
-def test_official_swin_t_to_ours_to_official_is_the_same():
-    shapes = official_swin_list("detrex_swint_4scale")
+def test_official_swin_t_is_unchanged_by_a_round_trip():
+    shapes = official_swin_shapes("detrex_swint_4scale")
     state = tensors_of(shapes, torch.randn)
     state |= {key: swin.relative_position_index(7) for key in shapes if key.endswith("relative_position_index")}
     tensors = convert_state_dict(state)
@@ -160,7 +160,7 @@ def test_official_swin_t_to_ours_to_official_is_the_same():
     assert backbone_in(tensors) == settings_in(tensors)["backbone"] == "swin-t-224"
 
 
-def test_a_backbone_that_official_lacks_is_not_written_for_it():
+def test_exporting_a_backbone_that_official_dino_lacks_is_refused():
     for name in ("convnext-t", "swin-s-224", "vitdet-b", "timm/resnet50"):
         model = load_config("swin-l-4scale", [f"model.backbone={name}"]).model
         with pytest.raises(CheckpointError, match=f"it has no {name}"):
@@ -190,7 +190,7 @@ def map_norm(state, name, x, eps):
     return channels_first(layer_norm(state, name, channels_last(x), eps))
 
 
-def twin_of_convnext(state, x, depths):
+def reference_convnext(state, x, depths):
     maps = []
     for i, depth in enumerate(depths):
         down = [f"backbone.downsample_layers.{i}.{k}" for k in (0, 1)]
@@ -210,7 +210,7 @@ def twin_of_convnext(state, x, depths):
     return maps
 
 
-def names_of_detrex(ours, family, projected, extra=()):
+def with_detrex_names(ours, family, projected):
     """Our state dict under detrex's names, from the conversion table in reverse."""
     table = detrex_backbone(family, projected)
     by_length = sorted(table.items(), key=lambda rule: -len(rule[1]))
@@ -219,20 +219,20 @@ def names_of_detrex(ours, family, projected, extra=()):
 
 
 @torch.no_grad()
-def test_a_convnext_of_detrex_computes_the_same_under_our_names():
+def test_detrex_convnext_matches_ours_after_conversion():
     backbone = randomised(build_backbone("convnext-t", (8, 16, 32), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    theirs = names_of_detrex(ours, "convnext", 3)
+    theirs = with_detrex_names(ours, "convnext", 3)
     assert {"backbone.downsample_layers.3.1.weight", "backbone.stages.2.8.gamma", "backbone.norm1.bias"} <= set(theirs)
     assert backbones.family_of(theirs) == "convnext"
-    again = converted(theirs, detrex_backbone("convnext", 3), "detrex")
-    assert again.keys() == ours.keys() and all(again[key] is ours[key] for key in ours)
+    restored = converted(theirs, detrex_backbone("convnext", 3), "detrex")
+    assert restored.keys() == ours.keys() and all(restored[key] is ours[key] for key in ours)
     images = torch.randn(1, 3, 67, 96)
     scale = torch.tensor(0.05)  # keeps the outputs small enough to compare in float32
     for key in theirs:
         if key.endswith("gamma"):
             theirs[key].mul_(scale)
-    for a, b in zip(backbone(images), twin_of_convnext(theirs, images, (3, 3, 9, 3)), strict=True):
+    for a, b in zip(backbone(images), reference_convnext(theirs, images, (3, 3, 9, 3)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
@@ -240,13 +240,13 @@ def small_timm(monkeypatch, module, **options):
     """Make `module` build a small model with the same code as the published ones, which are large."""
     build = options.pop("build", timm_backbone.feature_extractor)
 
-    def smaller(name, drop_path=0.0, **more):
-        return build(name, drop_path, **{**options, **more})
+    def smaller(name, drop_path=0.0, **overrides):
+        return build(name, drop_path, **{**options, **overrides})
 
     monkeypatch.setattr(module, "feature_extractor", smaller)
 
 
-def twin_of_focalnet(state, x, depths, levels):
+def reference_focalnet(state, x, depths, levels):
     maps = []
     for i, depth in enumerate(depths):
         name = "backbone.patch_embed" if i == 0 else f"backbone.layers.{i - 1}.downsample"
@@ -276,7 +276,7 @@ def twin_of_focalnet(state, x, depths, levels):
 
 
 @torch.no_grad()
-def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
+def test_detrex_focalnet_matches_ours_after_conversion(monkeypatch):
     def build(name, drop_path, **options):
         return _create_focalnet(name, features_only=True, drop_path_rate=drop_path, **options)
 
@@ -285,7 +285,7 @@ def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
     small_timm(monkeypatch, timm_backbone, build=build, **sizes, **as_published)
     backbone = randomised(build_backbone("focalnet-l-3", (4, 8, 16, 32), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    theirs = names_of_detrex(ours, "focalnet", 4)
+    theirs = with_detrex_names(ours, "focalnet", 4)
     assert {"backbone.layers.0.downsample.proj.weight", "backbone.layers.2.blocks.1.gamma_2"} <= set(theirs)
     assert {"backbone.patch_embed.norm.bias", "backbone.norm0.weight"} <= set(theirs)
     assert backbones.family_of(theirs) == "focalnet"
@@ -293,14 +293,14 @@ def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
         k: v[..., 0, 0] for k, v in theirs.items() if re.search(r"modulation\.(f|proj)\.weight|mlp\.fc..weight", k)
     }
     theirs |= linears  # timm has 1x1 convolutions instead of linear layers
-    again = converted(theirs, detrex_backbone("focalnet", 4), "detrex")
-    assert again.keys() == ours.keys() and all(torch.equal(again[key], ours[key]) for key in ours)
+    restored = converted(theirs, detrex_backbone("focalnet", 4), "detrex")
+    assert restored.keys() == ours.keys() and all(torch.equal(restored[key], ours[key]) for key in ours)
     images = torch.randn(1, 3, 67, 90)
-    for a, b in zip(backbone(images), twin_of_focalnet(theirs, images, (1, 1, 2, 1), 3), strict=True):
+    for a, b in zip(backbone(images), reference_focalnet(theirs, images, (1, 1, 2, 1), 3), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
-def twin_of_vit_attention(state, name, x, heads):
+def reference_vit_attention(state, name, x, heads):
     """Attention over x (H, W, C) with decomposed relative position embeddings, for rows and columns."""
     height, width, channels = x.shape
     q, k, v = linear(state, f"{name}.qkv", x).unflatten(-1, (3, heads, -1)).permute(2, 3, 0, 1, 4)  # (M, H, W, D)
@@ -321,7 +321,7 @@ def twin_of_vit_attention(state, name, x, heads):
     return linear(state, f"{name}.proj", out.permute(1, 2, 0, 3).flatten(2))
 
 
-def twin_of_vitdet(state, images, patch, heads, window, everywhere):
+def reference_vitdet(state, images, patch, heads, window, global_blocks):
     """Feature maps of one image; blocks in `everywhere` have global attention, the others windowed attention."""
     net = "backbone.net"
     images = F.pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
@@ -332,15 +332,15 @@ def twin_of_vitdet(state, images, patch, heads, window, everywhere):
     for i in range(depth):
         name = f"{net}.blocks.{i}"
         y = layer_norm(state, f"{name}.norm1", x, 1e-6)
-        if i in everywhere:
-            attended = twin_of_vit_attention(state, f"{name}.attn", y, heads)
+        if i in global_blocks:
+            attended = reference_vit_attention(state, f"{name}.attn", y, heads)
         else:
             y = F.pad(y, (0, 0, 0, -x.shape[1] % window, 0, -x.shape[0] % window))
             attended = torch.zeros_like(y)
             for r in range(0, y.shape[0], window):
                 for c in range(0, y.shape[1], window):
-                    here = (slice(r, r + window), slice(c, c + window))
-                    attended[here] = twin_of_vit_attention(state, f"{name}.attn", y[here], heads)
+                    area = (slice(r, r + window), slice(c, c + window))
+                    attended[area] = reference_vit_attention(state, f"{name}.attn", y[area], heads)
         x = x + attended[: x.shape[0], : x.shape[1]]
         y = layer_norm(state, f"{name}.norm2", x, 1e-6)
         x = x + linear(state, f"{name}.mlp.fc2", F.gelu(linear(state, f"{name}.mlp.fc1", y)))
@@ -362,21 +362,21 @@ def smoothed(state, name, x, first):
 
 
 @torch.no_grad()
-def test_a_vitdet_of_detrex_computes_the_same_under_our_names(monkeypatch):
+def test_detrex_vitdet_matches_ours_after_conversion(monkeypatch):
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 3, "global_attn_indexes": [1]}
     small_timm(monkeypatch, vit_module, **sizes)
     backbone = randomised(build_backbone("vitdet-b", (8, 16, 32, 64), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    theirs = names_of_detrex(ours, "vitdet", 4)
-    place = "backbone.net.pos_embed"
-    theirs[place] = torch.cat([torch.randn(1, 1, 32), theirs[place].flatten(1, 2)], 1)  # class token first
+    theirs = with_detrex_names(ours, "vitdet", 4)
+    pos_embed = "backbone.net.pos_embed"
+    theirs[pos_embed] = torch.cat([torch.randn(1, 1, 32), theirs[pos_embed].flatten(1, 2)], 1)  # class token first
     assert {"backbone.simfp_3.0.weight", "backbone.simfp_4.0.norm.bias", "backbone.simfp_5.2.weight"} <= set(theirs)
     assert backbones.family_of(theirs) == "vitdet"
-    again = converted(theirs, detrex_backbone("vitdet", 4), "detrex")
-    assert again.keys() == ours.keys() and all(torch.equal(again[key], ours[key]) for key in ours)
+    restored = converted(theirs, detrex_backbone("vitdet", 4), "detrex")
+    assert restored.keys() == ours.keys() and all(torch.equal(restored[key], ours[key]) for key in ours)
     images = torch.randn(1, 3, 100, 150)
     maps = backbone(images)
-    for a, b in zip(maps, twin_of_vitdet(theirs, images, 16, 2, 3, {1}), strict=True):
+    for a, b in zip(maps, reference_vitdet(theirs, images, 16, 2, 3, {1}), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
@@ -397,29 +397,29 @@ def one_of_each_model():
 def test_a_preset_builds_and_its_model_is_recognised_by_names_and_shapes(name):
     model = load_config(name).model
     with torch.device("meta"):
-        found = settings_in(build_model(model).state_dict())
-    found["denoising"] = model.denoising.model_copy(update=found["denoising"])
-    assert {key: getattr(model, key) for key in found} == found
+        settings = settings_in(build_model(model).state_dict())
+    settings["denoising"] = model.denoising.model_copy(update=settings["denoising"])
+    assert {key: getattr(model, key) for key in settings} == settings
 
 
-def test_every_published_model_has_a_preset_that_exists():
-    named = {preset for variants in known.PUBLISHED.values() for preset in variants.values()}
-    assert named <= set(list_presets())
+def test_presets_of_published_models_exist_and_have_their_backbone_and_levels():
+    presets = {preset for variants in known.PUBLISHED.values() for preset in variants.values()}
+    assert presets <= set(list_presets())
     for (_, backbone, levels), variants in known.PUBLISHED.items():
         for preset in variants.values():
             model = load_config(preset).model
             assert (model.backbone, model.num_levels) == (backbone, levels)
 
 
-def test_weights_of_a_whole_detrex_convnext_are_reported(empty_state):
+def test_complete_detrex_convnext_weights_are_recognised(empty_state):
     """There is no key list of this model: the backbone is our renamed ConvNeXt, the rest is from detrex's Swin-T."""
     state = {k: v for k, v in empty_state("detrex_swint_4scale").items() if not k.startswith("backbone.")}
     with torch.device("meta"):
         ours = build_backbone("convnext-t", (8, 16, 32), -1, 0.0, direct).state_dict()
-    state |= names_of_detrex({f"backbone.{key}": value for key, value in ours.items()}, "convnext", 3)
-    found = convert_tensors(state)
-    settings = settings_in(found.tensors)
-    assert choose_preset(found.source, settings, None, NOTHING_TOLD) == "detrex-convnext-t-4scale-12e"
+    state |= with_detrex_names({f"backbone.{key}": value for key, value in ours.items()}, "convnext", 3)
+    result = convert_tensors(state)
+    settings = settings_in(result.tensors)
+    assert choose_preset(result.source, settings, None, NO_FACTS) == "detrex-convnext-t-4scale-12e"
     with torch.device("meta"):
         expected = build_model(load_config("detrex-convnext-t-4scale-12e").model).state_dict()
-    assert {k: v.shape for k, v in found.tensors.items()} == {k: v.shape for k, v in expected.items()}
+    assert {k: v.shape for k, v in result.tensors.items()} == {k: v.shape for k, v in expected.items()}

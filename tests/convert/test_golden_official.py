@@ -48,10 +48,10 @@ def training():
 
 @pytest.fixture(scope="module")
 def inputs(golden):
-    pictures = [golden["image0"], golden["image1"]]
-    height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
+    originals = [golden["image0"], golden["image1"]]
+    height, width = (max(p.shape[side] for p in originals) for side in (1, 2))
     images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
-    for i, image in enumerate(pictures):
+    for i, image in enumerate(originals):
         _, h, w = image.shape
         images[i, :, :h, :w] = image
         padding[i, :h, :w] = False
@@ -59,20 +59,20 @@ def inputs(golden):
     return images, padding, targets
 
 
-@pytest.mark.parametrize("made_quick", [False, True])
-def test_every_output_equals_officials(model, inputs, golden, made_quick):
+@pytest.mark.parametrize("optimised", [False, True])
+def test_every_output_matches_official_dino(model, inputs, golden, optimised):
     images, padding, _ = inputs
-    chosen = for_inference(model, None, torch.device("cpu")) if made_quick else model.eval()
+    network = for_inference(model, None, torch.device("cpu")) if optimised else model.eval()
     with torch.no_grad():
-        output = chosen(images, padding)
-    found = {"pred": output.final, "enc": output.proposals}
-    found |= {f"aux{i}": stage for i, stage in enumerate(output.stages[:-1])}
-    for name, predictions in found.items():
+        output = network(images, padding)
+    outputs = {"pred": output.final, "enc": output.proposals}
+    outputs |= {f"aux{i}": stage for i, stage in enumerate(output.stages[:-1])}
+    for name, predictions in outputs.items():
         torch.testing.assert_close(predictions.logits, golden[f"{name}_logits"], atol=1e-4, rtol=0)
         torch.testing.assert_close(predictions.boxes, golden[f"{name}_boxes"], atol=1e-5, rtol=0)
 
 
-def test_loss_gradients_and_optimizer_steps_equal_officials(model, inputs, training, config, official_state):
+def test_loss_gradients_and_optimizer_steps_match_official_dino(model, inputs, training, config, official_state):
     images, padding, targets = inputs
     model.train()
     optimizer = build_optimizer(model, config.train)
@@ -92,16 +92,16 @@ def test_loss_gradients_and_optimizer_steps_equal_officials(model, inputs, train
 
 
 def check_gradients(parameters, names, expected):
-    compared = 0
+    num_compared = 0
     for key, norm in expected.items():
         if not ALIASES.match(key) and norm > 1e-6:
             assert parameters[names[key]].grad.norm().item() == pytest.approx(norm, rel=1e-3), key
-            compared += 1
-    assert compared > 200
+            num_compared += 1
+    assert num_compared > 200
 
 
 @pytest.mark.slow
-def test_another_temperature_of_the_position_embedding_would_be_noticed(official_state, inputs, golden):
+def test_outputs_are_sensitive_to_the_position_temperature(official_state, inputs, golden):
     images, padding, _ = inputs
     config = load_config("r50-4scale", [*NO_NOISE, "model.position_temperature=10000.0"])
     model = build_model(config.model).eval()

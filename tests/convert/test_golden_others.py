@@ -29,10 +29,10 @@ def make_model(state_of):
 
 
 def inputs(golden):
-    pictures = [golden["image0"], golden["image1"]]
-    height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
+    originals = [golden["image0"], golden["image1"]]
+    height, width = (max(p.shape[side] for p in originals) for side in (1, 2))
     images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
-    for i, image in enumerate(pictures):
+    for i, image in enumerate(originals):
         images[i, :, : image.shape[1], : image.shape[2]] = image
         padding[i, : image.shape[1], : image.shape[2]] = False
     return images, padding
@@ -45,7 +45,7 @@ def close(predictions, golden, name):
 
 @CODEBASES
 @torch.no_grad()
-def test_every_output_is_theirs(source, make_model):
+def test_every_output_matches(source, make_model):
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
     output = make_model(source)[0].eval()(*inputs(golden))
     close(output.final, golden, "pred")
@@ -56,31 +56,32 @@ def test_every_output_is_theirs(source, make_model):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
+def test_padding_is_masked_in_evaluation_unlike_in_detrex(make_model):
     """In evaluation, detrex does not mask padding, so its outputs for a padded image differ from ours."""
     golden = load_file(GOLDEN / "detrex_r50_4scale_eval.safetensors")
     model = make_model("detrex")[0].eval()
-    alone = model(golden["image1"][None], torch.zeros(1, *golden["image1"].shape[1:], dtype=torch.bool)).final
-    close(alone, golden, "soloB.pred")
+    unpadded = model(golden["image1"][None], torch.zeros(1, *golden["image1"].shape[1:], dtype=torch.bool)).final
+    close(unpadded, golden, "soloB.pred")
     padded = model(*inputs(golden)).final
     assert (padded.logits - golden["nomask.pred_logits"])[1].abs().max() > 0.1
 
 
 @pytest.mark.slow
 @CODEBASES
-@pytest.mark.parametrize(("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)])
+@pytest.mark.parametrize(
+    ("override", "min_difference"), [("model.box_eps=0.01", 1e-6), ("model.position_temperature=50.0", 1e-3)]
+)
 @torch.no_grad()
-def test_the_settings_that_differ_are_felt(source, change, least, make_model):
+def test_outputs_are_sensitive_to_box_eps_and_position_temperature(source, override, min_difference, make_model):
     """The golden values are sensitive to the box epsilon and the position temperature."""
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
-    other = change.format(1e-2)
-    output = make_model(source, other)[0].eval()(*inputs(golden))
-    assert (output.final.boxes - golden["pred_boxes"]).abs().max() > least
+    output = make_model(source, override)[0].eval()(*inputs(golden))
+    assert (output.final.boxes - golden["pred_boxes"]).abs().max() > min_difference
 
 
 @pytest.mark.slow
 @CODEBASES
-def test_losses_and_gradients_are_theirs(source, make_model, state_of):
+def test_losses_and_gradients_match(source, make_model, state_of):
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
     expected = json.loads((GOLDEN / f"{source}_r50_4scale_train.json").read_text())
     model, config = make_model(source)
@@ -92,7 +93,7 @@ def test_losses_and_gradients_are_theirs(source, make_model, state_of):
     total = torch.stack(list(terms.values())).sum()
     assert total.item() == pytest.approx(expected["total"], rel=1e-5)
     total.backward()
-    gradients_are(model, convert_tensors(state_of(f"{source}_r50_4scale")).renamed, expected)
+    check_gradients(model, convert_tensors(state_of(f"{source}_r50_4scale")).renamed, expected)
 
 
 def our_term(name: str) -> str:
@@ -105,19 +106,19 @@ def our_term(name: str) -> str:
     return f"{'denoising' if 'dn' in name else 'stage'}{number[0] if number else 5}/{kind}"
 
 
-def gradients_are(model, names, expected):
+def check_gradients(model, names, expected):
     """Compare the norms of gradients, and their dot products with the parameters, which a permutation would change."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_ours = {names[bare(key)]: norm for key, norm in expected["grad_norms"].items()}
+    by_ours = {names[canonical_key(key)]: norm for key, norm in expected["grad_norms"].items()}
     assert set(by_ours) == set(parameters), "the same parameters have gradients"
     for key, norm in expected["grad_norms"].items():
-        parameter = parameters[names[bare(key)]]
+        parameter = parameters[names[canonical_key(key)]]
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-4), key
         product = (parameter.grad * parameter).sum().item()
         scale = norm * parameter.detach().norm().item()
         assert product == pytest.approx(expected["grad_dot_param"][key], abs=1e-3 * scale + 1e-4), key
 
 
-def bare(key: str) -> str:
+def canonical_key(key: str) -> str:
     """The shorter of the two names that detrex's heads have."""
     return re.sub(r"^transformer\.decoder\.(class|bbox)_embed", r"\1_embed", key)

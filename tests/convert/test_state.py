@@ -33,7 +33,7 @@ LISTS = {
     "mmdet_swinl_5scale": ["mmdet-swin-l-5scale-12e", "mmdet-swin-l-5scale-36e"],
 }  # fmt: skip
 PAIRS = [(name, preset) for name, presets in LISTS.items() for preset in presets]
-NOTHING_TOLD = FileFacts(None, [], None)
+NO_FACTS = FileFacts(None, [], None)
 
 
 def shapes_of(preset, num_queries):
@@ -61,14 +61,14 @@ def test_every_tensor_is_used_once_or_dropped_with_a_reason(name, empty_state):
 
 
 @pytest.mark.parametrize("name", ["detrex_r50_4scale", "mmdet_r50_4scale", "official_r50_4scale"])
-def test_the_numbers_are_theirs_bit_for_bit(name, state_of):
+def test_converted_values_are_bit_identical(name, state_of):
     state = state_of(name)
     converted = convert_tensors(state)
     for theirs, ours in converted.renamed.items():
         assert torch.equal(converted.tensors[ours], state[theirs])
 
 
-def test_official_to_ours_and_back_gives_the_same_file(state_of):
+def test_official_weights_are_unchanged_by_a_round_trip(state_of):
     state = state_of("official_r50_4scale")
     config = load_config("r50-4scale", ["model.num_queries=100"])
     back = official_state(convert_state_dict(state), config.model)
@@ -76,36 +76,36 @@ def test_official_to_ours_and_back_gives_the_same_file(state_of):
     assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
-def test_what_official_cannot_compute_is_not_written_for_it(state_of):
+def test_exporting_a_model_that_official_dino_cannot_compute_is_refused(state_of):
     config = load_config("detrex-r50-4scale-12e", ["model.num_queries=100"])
     tensors = convert_state_dict(state_of("detrex_r50_4scale"))
     with pytest.raises(CheckpointError, match="no offset"):
         official_state(tensors, config.model)
     later = load_config("detrex-r50-4scale-24e", ["model.num_queries=100"]).model
     state = official_state(tensors, later)
-    again = convert_state_dict(state)
-    assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+    restored = convert_state_dict(state)
+    assert restored.keys() == tensors.keys() and all(torch.equal(restored[key], tensors[key]) for key in tensors)
     assert "dec_pred_class_embed_share=False" in official_options(later)
     assert "dn_labelbook_size=79" in official_options(later), "official DINO adds 1 to this value"
 
 
-def test_a_tensor_that_nobody_knows_is_named(empty_state):
+def test_an_unknown_tensor_is_reported(empty_state):
     state = empty_state("mmdet_r50_4scale") | {"bbox_head.mystery.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"1 of 628 tensors .* such as bbox_head\.mystery\.weight"):
         convert_state_dict(state)
 
 
-def test_two_names_of_one_tensor_must_agree_and_one_of_them_is_enough(empty_state):
+def test_aliases_of_a_tensor_must_agree_and_one_is_enough(empty_state):
     state = empty_state("detrex_r50_4scale")
-    other = state | {"transformer.decoder.class_embed.3.bias": torch.ones(80)}
+    conflicting = state | {"transformer.decoder.class_embed.3.bias": torch.ones(80)}
     with pytest.raises(CheckpointError, match=r"class_embed\.3\.bias differ"):
-        convert_state_dict(other)
+        convert_state_dict(conflicting)
     top = {key: value for key, value in state.items() if not key.startswith("transformer.decoder.class_embed")}
     low = {key: value for key, value in state.items() if not key.startswith("class_embed")}
     assert convert_state_dict(top).keys() == convert_state_dict(low).keys() == convert_state_dict(state).keys()
 
 
-def test_official_heads_that_are_not_shared_stay_apart(empty_state):
+def test_official_heads_that_are_not_shared_stay_separate(empty_state):
     state = empty_state("official_r50_4scale")
     assert settings_in(convert_state_dict(state))["heads"] == "shared"
     for i in range(6):
@@ -117,7 +117,7 @@ def test_official_heads_that_are_not_shared_stay_apart(empty_state):
     assert [tensors[f"decoder.class_heads.{i}.bias"][0] for i in range(6)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_wrapper_and_the_prefix_of_distributed_training_are_seen_through(empty_state):
+def test_a_wrapper_and_the_prefix_of_distributed_training_are_removed(empty_state):
     state = empty_state("mmdet_r50_4scale")
     wrapped = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "meta": {}}
     assert convert_state_dict(wrapped).keys() == convert_state_dict(state).keys()
@@ -127,37 +127,40 @@ def halved(state):
     return {key: value / 2 if value.is_floating_point() else value for key, value in state.items()}
 
 
-def prefixed(state):
+def ddp_prefixed(state):
     return {f"module.{key}": value for key, value in state.items()}
 
 
-def named(part, state):
+def prefix(part, state):
     return {f"{part}.{key}": value for key, value in state.items()}
 
 
 WEIGHT = {"empty_weight": torch.ones(92)}  # class weights, a buffer of the criterion
 STEPS = {"steps": torch.tensor(5)}
-PARTS_OF_AN_AVERAGE = {
-    "official DINO": lambda plain, average: {"model": plain, "ema_model": prefixed(average)},
+MOVING_AVERAGES = {
+    "official DINO": lambda plain, average: {"model": plain, "ema_model": ddp_prefixed(average)},
     "detrex": lambda plain, average: {"model": plain, "ema_state": average},
     "timm": lambda plain, average: {"state_dict": plain, "state_dict_ema": average},
     "RT-DETR": lambda plain, average: {"model": plain, "ema": {"module": average, "updates": 7, "warmups": 9}},
-    "a decay and its shadow": lambda plain, average: {"model": plain, "ema": {"decay": 0.99, "shadow": average}},
-    "Lightning, in one": lambda plain, average: {
-        "state_dict": named("model", plain) | named("model_ema.module", average) | named("criterion", WEIGHT)
+    "decay and shadow": lambda plain, average: {"model": plain, "ema": {"decay": 0.99, "shadow": average}},
+    "Lightning": lambda plain, average: {
+        "state_dict": prefix("model", plain) | prefix("model_ema.module", average) | prefix("criterion", WEIGHT)
     },
     "Lightning under DDP": lambda plain, average: {
-        "state_dict": named("module.model", plain) | named("module.ema", average) | named("module.val_map", WEIGHT)
+        "state_dict": prefix("module.model", plain) | prefix("module.ema", average) | prefix("module.val_map", WEIGHT)
     },
-    "in one, without a wrapper": lambda plain, average: plain | named("ema_model", average),
-    "PyTorch": lambda plain, average: {"model": plain, "model_ema": {"n_averaged": STEPS["steps"]} | prefixed(average)},
+    "without a wrapper": lambda plain, average: plain | prefix("ema_model", average),
+    "PyTorch": lambda plain, average: {
+        "model": plain,
+        "model_ema": {"n_averaged": STEPS["steps"]} | ddp_prefixed(average),
+    },
 }
 
 
-@pytest.mark.parametrize("codebase", PARTS_OF_AN_AVERAGE)
+@pytest.mark.parametrize("codebase", MOVING_AVERAGES)
 def test_the_moving_average_of_each_codebase_is_found(codebase, state_of):
     plain = state_of("detrex_r50_4scale")
-    content = PARTS_OF_AN_AVERAGE[codebase](plain, halved(plain))
+    content = MOVING_AVERAGES[codebase](plain, halved(plain))
     assert moving_average_in(by_part(content))
     expected, chosen = convert_state_dict(halved(plain)), convert_tensors(content, ema=True).tensors
     assert chosen.keys() == expected.keys() and all(torch.equal(chosen[key], value) for key, value in expected.items())
@@ -165,31 +168,31 @@ def test_the_moving_average_of_each_codebase_is_found(codebase, state_of):
     assert last.keys() == expected.keys() and all(torch.equal(last[key], value) for key, value in expected.items())
 
 
-def test_the_losses_and_metrics_of_a_program_beside_its_model_are_passed_over(state_of):
+def test_losses_and_metrics_beside_the_model_are_ignored(state_of):
     plain = state_of("mmdet_r50_4scale")
-    content = {"state_dict": named("model", plain) | named("criterion", WEIGHT), "epoch": 3}
+    content = {"state_dict": prefix("model", plain) | prefix("criterion", WEIGHT), "epoch": 3}
     assert convert_state_dict(content).keys() == convert_state_dict(plain).keys()
     assert by_part(content).keys() == {"state_dict", "criterion", "epoch"}
-    for other in ({"state_dict": plain, "epoch": 3}, plain, {"model": named("module", plain)}):
+    for other in ({"state_dict": plain, "epoch": 3}, plain, {"model": prefix("module", plain)}):
         assert by_part(other) is other
 
 
-def test_mmengine_saves_the_average_as_the_weights_so_both_choices_take_it(state_of):
+def test_the_average_in_an_mmengine_file_is_used_with_and_without_ema(state_of):
     """mmengine's EMAHook swaps the weights and their average when it saves."""
     last = state_of("mmdet_r50_4scale")
-    content = {"state_dict": halved(last), "ema_state_dict": STEPS | prefixed(last)}
+    content = {"state_dict": halved(last), "ema_state_dict": STEPS | ddp_prefixed(last)}
     key = "encoder.layers.0.ffn.net.0.weight"
     average = convert_state_dict(halved(last))[key]
     for ema in (False, True):
         assert torch.equal(convert_tensors(content, ema=ema).tensors[key], average)
 
 
-def test_an_average_saved_alone_is_weights_and_its_counter_is_not(state_of):
+def test_an_average_without_other_weights_is_converted_and_its_counter_ignored(state_of):
     state = state_of("mmdet_r50_4scale")
-    assert convert_state_dict(STEPS | prefixed(state)).keys() == convert_state_dict(state).keys()
+    assert convert_state_dict(STEPS | ddp_prefixed(state)).keys() == convert_state_dict(state).keys()
 
 
-def test_what_an_average_leaves_out_of_the_backbone_is_the_weights_own(state_of):
+def test_batch_norm_statistics_missing_from_an_average_come_from_the_weights(state_of):
     plain = state_of("detrex_r50_4scale")
     average = {key: value for key, value in halved(plain).items() if not key.endswith(("running_mean", "running_var"))}
     chosen = convert_tensors({"model": plain, "ema_state": average}, ema=True).tensors
@@ -201,33 +204,33 @@ def test_what_an_average_leaves_out_of_the_backbone_is_the_weights_own(state_of)
 
 
 def test_settings_are_read_from_the_tensors(empty_state):
-    found = settings_in(convert_state_dict(empty_state("detrex_r50_5scale")))
-    assert (found["num_classes"], found["num_queries"], found["num_levels"]) == (80, 900, 5)
-    assert found["feature_strides"] == (4, 8, 16, 32) and found["backbone"] == "resnet50"
+    settings = settings_in(convert_state_dict(empty_state("detrex_r50_5scale")))
+    assert (settings["num_classes"], settings["num_queries"], settings["num_levels"]) == (80, 900, 5)
+    assert settings["feature_strides"] == (4, 8, 16, 32) and settings["backbone"] == "resnet50"
     assert settings_in(convert_state_dict(empty_state("detrex_r101_4scale")))["backbone"] == "resnet101"
 
 
 @pytest.mark.parametrize(("source", "variants"), [("mmdet", ("base", "improved")), ("detrex", ("12e", "24e"))])
-def test_what_the_names_do_not_tell_is_asked_for(source, variants, empty_state):
+def test_an_ambiguous_variant_is_refused_and_can_be_chosen(source, variants, empty_state):
     settings = settings_in(convert_state_dict(empty_state(f"{source}_r50_4scale")))
-    with pytest.raises(ConfigError) as refusal:
-        choose_preset(source, settings, None, NOTHING_TOLD)
+    with pytest.raises(ConfigError) as caught:
+        choose_preset(source, settings, None, NO_FACTS)
     for variant in variants:
-        assert f"--variant {variant}" in str(refusal.value)
-        assert choose_preset(source, settings, variant, NOTHING_TOLD).startswith(f"{source}-r50-4scale")
+        assert f"--variant {variant}" in str(caught.value)
+        assert choose_preset(source, settings, variant, NO_FACTS).startswith(f"{source}-r50-4scale")
     with pytest.raises(ConfigError, match=" or ".join(variants).replace(" or ", ", ")):
-        choose_preset(source, settings, "other", NOTHING_TOLD)
+        choose_preset(source, settings, "other", NO_FACTS)
 
 
-def test_a_file_that_tells_its_position_encoding_is_believed(empty_state):
+def test_the_position_encoding_in_a_file_determines_the_preset(empty_state):
     settings = settings_in(convert_state_dict(empty_state("mmdet_r50_4scale")))
-    written = "positional_encoding=dict(\n    normalize=True, num_feats=128, offset=-0.5, temperature=10000),"
-    facts = read_facts({"meta": {"cfg": written, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
+    config_text = "positional_encoding=dict(\n    normalize=True, num_feats=128, offset=-0.5, temperature=10000),"
+    facts = read_facts({"meta": {"cfg": config_text, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
     assert facts == FileFacts((10000.0, -0.5), ["a", "b"], 12)
     assert choose_preset("mmdet", settings, None, facts) == "mmdet-r50-4scale-improved-12e"
 
 
-def test_91_classes_become_80_and_the_rows_that_stay_are_equal(state_of):
+def test_removing_unused_classes_keeps_the_rows_of_the_80_others(state_of):
     tensors = convert_state_dict(state_of("official_r50_4scale"))
     fewer = coco.without_unused(tensors)
     for k, category in enumerate(coco.CATEGORIES):
@@ -239,7 +242,7 @@ def test_91_classes_become_80_and_the_rows_that_stay_are_equal(state_of):
     model.load_state_dict(fewer, strict=True)
 
 
-def test_coco_has_80_classes_with_these_ids():
+def test_coco_has_80_classes_with_the_official_ids():
     ids = {category.name: category.id for category in coco.CATEGORIES}
     assert len(ids) == 80 and max(ids.values()) == 90
     some = {"person": 1, "fire hydrant": 11, "stop sign": 13, "backpack": 27, "dining table": 67, "toilet": 70,
@@ -258,18 +261,18 @@ def test_coco_has_80_classes_with_these_ids():
         (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a complete DINO"),
     ],
 )
-def test_other_models_are_told_apart(names, message):
+def test_other_models_are_refused_with_a_hint(names, message):
     with pytest.raises(CheckpointError, match=message):
         convert_state_dict({name: torch.zeros(1) for name in names})
 
 
-def test_the_log_in_a_file_of_mmengine_is_skipped_over(monkeypatch, tmp_path):
+def test_the_log_in_an_mmengine_file_is_ignored(monkeypatch, tmp_path):
     """Pickled as by mmengine 0.10.7: methods of the buffer by getattr, its values as numpy arrays."""
     module = types.ModuleType("mmengine.logging.history_buffer")
 
     class HistoryBuffer:
         def mean(self):
-            raise AssertionError("nothing of it is called")
+            raise AssertionError("must not be called")
 
         def __getstate__(self):
             return {"_log_history": np.ones(3), "statistics_methods": {"mean": HistoryBuffer.mean}}

@@ -20,17 +20,17 @@ from dinocore.presets import load_config
 WIDTH, HEIGHT = 96, 72
 
 
-def photograph(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
 
 
-def document(folder: Path, split: str) -> Path:
+def annotations_file(folder: Path, split: str) -> Path:
     return folder / "annotations" / f"instances_{split}2017.json"
 
 
 def edit(folder: Path, split: str, change: Callable[[dict[str, Any]], Any]) -> None:
-    file = document(folder, split)
+    file = annotations_file(folder, split)
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
@@ -47,30 +47,32 @@ def coco(tmp_path) -> Path:
     for split, count in (("train", 10), ("val", 4)):
         (folder / f"{split}2017").mkdir(parents=True)
         for n in range(count):
-            photograph(n + 100 * (split == "val")).save(folder / f"{split}2017" / f"{n}.jpg", quality=90)
-        document(folder, split).parent.mkdir(exist_ok=True)
+            random_image(n + 100 * (split == "val")).save(folder / f"{split}2017" / f"{n}.jpg", quality=90)
+        annotations_file(folder, split).parent.mkdir(exist_ok=True)
         rows = [{"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": [10 + 30 * k, 20, 15, 12], "area": 180,
                  "iscrowd": 0} for n in range(count) for k in (1, 2)]  # fmt: skip
         images = [{"id": n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT} for n in range(count)]
-        kinds = [{"id": 1, "name": "disc"}, {"id": 2, "name": "ring"}]
-        document(folder, split).write_text(json.dumps({"images": images, "categories": kinds, "annotations": rows}))
+        categories = [{"id": 1, "name": "disc"}, {"id": 2, "name": "ring"}]
+        annotations_file(folder, split).write_text(
+            json.dumps({"images": images, "categories": categories, "annotations": rows})
+        )
     return folder
 
 
-def replaced(key: str, value: Any, every: bool = False) -> Callable[[dict[str, Any]], None]:
+def setter(key: str, value: Any, all_rows: bool = False) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
-        for row in content["annotations"][: None if every else 1]:
+        for row in content["annotations"][: None if all_rows else 1]:
             row[key] = value
 
     return change
 
 
-def cut_in_half(folder: Path, split: str) -> None:
+def truncate_image(folder: Path, split: str) -> None:
     path = first_image(folder, split)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def as_bands(folder: Path, split: str) -> None:
+def replace_image_with_bands(folder: Path, split: str) -> None:
     content = io.BytesIO()
     np.save(content, np.zeros((HEIGHT, WIDTH, 6), np.uint8))
     first_image(folder, split).unlink()
@@ -78,38 +80,38 @@ def as_bands(folder: Path, split: str) -> None:
     edit(folder, split, lambda d: d["images"][0].update(file_name="0.npy"))
 
 
-def renamed_classes(folder: Path, split: str) -> None:
+def rename_classes(folder: Path, split: str) -> None:
     edit(folder, split, lambda d: [row.update(name=f"other {row['name']}") for row in d["categories"]])
 
 
 FAULTS: dict[str, Callable[[Path, str], Any]] = {  # functions that change one split
     "none": lambda folder, split: None,
-    "image missing": lambda folder, split: first_image(folder, split).unlink(),
-    "no image": lambda folder, split: first_image(folder, split).write_bytes(b"<html>not found</html>"),
-    "image of another size": lambda folder, split: photograph(7).resize((50, 40)).save(first_image(folder, split)),
-    "image cut in half": cut_in_half,
-    "bands": as_bands,
-    "broken JSON": lambda folder, split: document(folder, split).write_text('{"images": ['),
+    "missing image": lambda folder, split: first_image(folder, split).unlink(),
+    "not an image": lambda folder, split: first_image(folder, split).write_bytes(b"<html>not found</html>"),
+    "wrong image size": lambda folder, split: random_image(7).resize((50, 40)).save(first_image(folder, split)),
+    "truncated image": truncate_image,
+    "six bands": replace_image_with_bands,
+    "broken JSON": lambda folder, split: annotations_file(folder, split).write_text('{"images": ['),
     "no categories": lambda folder, split: edit(folder, split, lambda d: d.pop("categories")),
-    "no annotations file": lambda folder, split: document(folder, split).unlink(),
+    "missing annotations file": lambda folder, split: annotations_file(folder, split).unlink(),
     "no objects": lambda folder, split: edit(folder, split, lambda d: d.update(annotations=[])),
     "no images": lambda folder, split: edit(folder, split, lambda d: d.update(images=[], annotations=[])),
-    "other classes": renamed_classes,
-    "another class": lambda folder, split: edit(folder, split, lambda d: d["categories"][0].update(name="square")),
-    "flat box": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, 0, 9])),
-    "flat boxes": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, 0, 9], every=True)),
-    "box of text": lambda folder, split: edit(folder, split, replaced("bbox", "5 5 9 9")),
-    "box not a number": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, float("nan"), 9])),
-    "boxes in shares": lambda folder, split: edit(folder, split, replaced("bbox", [0.1, 0.1, 0.2, 0.2], every=True)),
-    "object of no image": lambda folder, split: edit(folder, split, replaced("image_id", 4711)),
-    "object of no class": lambda folder, split: edit(folder, split, replaced("category_id", 4711)),
-    "an id twice": lambda folder, split: edit(folder, split, replaced("id", 3)),
-    "name leads out": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(file_name="../a.jpg")),
-    "id of text": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(id="x")),
+    "all classes renamed": rename_classes,
+    "one class renamed": lambda folder, split: edit(folder, split, lambda d: d["categories"][0].update(name="square")),
+    "zero-width box": lambda folder, split: edit(folder, split, setter("bbox", [5, 5, 0, 9])),
+    "zero-width boxes": lambda folder, split: edit(folder, split, setter("bbox", [5, 5, 0, 9], all_rows=True)),
+    "box is text": lambda folder, split: edit(folder, split, setter("bbox", "5 5 9 9")),
+    "NaN in a box": lambda folder, split: edit(folder, split, setter("bbox", [5, 5, float("nan"), 9])),
+    "normalised boxes": lambda folder, split: edit(folder, split, setter("bbox", [0.1, 0.1, 0.2, 0.2], all_rows=True)),
+    "unknown image id": lambda folder, split: edit(folder, split, setter("image_id", 4711)),
+    "unknown category id": lambda folder, split: edit(folder, split, setter("category_id", 4711)),
+    "duplicate id": lambda folder, split: edit(folder, split, setter("id", 3)),
+    "path escape": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(file_name="../a.jpg")),
+    "image id is text": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(id="x")),
 }
 
 
-def verdicts(folder: Path, *settings: str) -> tuple[set[str], str]:
+def reported_and_raised(folder: Path, *settings: str) -> tuple[set[str], str]:
     """Codes of the errors that check-data reports, and of the error that `open_dataset` raises, or an empty string."""
     config = load_config("tiny", [f'data.path="{folder}"', "data.workers=0", *settings])
     try:
@@ -130,8 +132,8 @@ def verdicts(folder: Path, *settings: str) -> tuple[set[str], str]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_data_and_train_agree_on_a_fault_in_a_split(coco, fault, split):
     FAULTS[fault](coco, split)
-    errors, ended_by = verdicts(coco)
-    assert (ended_by in errors) if ended_by else not errors
+    errors, raised = reported_and_raised(coco)
+    assert (raised in errors) if raised else not errors
 
 
 def yolo(
@@ -141,14 +143,14 @@ def yolo(
         for n in range(12):
             path = folder / "images" / split / f"{n}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            photograph(n + 100 * (split == "val")).save(path)
+            random_image(n + 100 * (split == "val")).save(path)
             label = folder / "labels" / split / f"{n}.txt"
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text(lines)
     (folder / "data.yaml").write_text(f"{yaml}names: [disc, ring]\n")
 
 
-def tables(folder: Path) -> None:
+def csv_table(folder: Path) -> None:
     """A CSV table whose second row has an invalid box."""
     yolo(folder)
     shutil.rmtree(folder / "labels")
@@ -157,37 +159,37 @@ def tables(folder: Path) -> None:
     (folder / "train.csv").write_text(rows)
 
 
-OTHERS: dict[str, Callable[[Path], Any]] = {
+OTHER_FORMATS: dict[str, Callable[[Path], Any]] = {
     "yolo": yolo,
     "yolo, confidences": lambda folder: yolo(folder, "0 0.5 0.5 0.25 0.5 0.93\n"),
     "yolo, unknown class": lambda folder: yolo(folder, "7 0.5 0.5 0.25 0.5\n"),
     "yolo, corners": lambda folder: yolo(folder, "0 0.5 0.5 0.95 0.9\n0 0.1 0.5 0.95 0.9\n"),
-    "yolo, keypoints or outline": lambda folder: yolo(folder, "0 0.5 0.5 0.5 0.5 0.4 0.4 0.6 0.6\n"),
+    "yolo, keypoints or polygon": lambda folder: yolo(folder, "0 0.5 0.5 0.5 0.5 0.4 0.4 0.6 0.6\n"),
     "yolo, no labels": lambda folder: (yolo(folder), shutil.rmtree(folder / "labels")),
     "yolo, train as val": lambda folder: yolo(folder, yaml="train: images/train\nval: images/train\n"),
     "yolo, typo": lambda folder: yolo(folder, yaml="train: images/train\nval: images/vla\n"),
-    "yolo, no folder": lambda folder: yolo(folder, yaml="train: images/tarin\nval: images/val\n"),
-    "nothing": lambda folder: folder.mkdir(),
-    "csv": tables,
+    "yolo, missing folder": lambda folder: yolo(folder, yaml="train: images/tarin\nval: images/val\n"),
+    "empty folder": lambda folder: folder.mkdir(),
+    "csv": csv_table,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [(), ("data.val_fraction=0.3",)])
-@pytest.mark.parametrize("kind", OTHERS)
-def test_check_data_and_train_agree_on_other_formats(tmp_path, kind, settings):
-    OTHERS[kind](tmp_path / "data")
-    errors, ended_by = verdicts(tmp_path / "data", *settings)
-    assert (ended_by in errors) if ended_by else not errors
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_check_data_and_train_agree_on_other_formats(tmp_path, name, settings):
+    OTHER_FORMATS[name](tmp_path / "data")
+    errors, raised = reported_and_raised(tmp_path / "data", *settings)
+    assert (raised in errors) if raised else not errors
 
 
-def test_two_classes_of_a_val_split_that_have_one_name_are_reported_to_be_one(make_coco):
+def test_merging_val_classes_with_the_same_name_is_reported(make_coco):
     split = make_coco(categories={1: "disc", 2: "ring", 7: "disc"})
-    found = read_annotations(split, [Category(1, "disc"), Category(2, "ring")])
-    assert any("classes with the same name are merged: disc: ids 1, 7" in note for note in found.notes)
+    annotations = read_annotations(split, [Category(1, "disc"), Category(2, "ring")])
+    assert any("classes with the same name are merged: disc: ids 1, 7" in note for note in annotations.notes)
 
 
-def test_of_known_classes_with_one_name_the_id_decides(make_coco):
+def test_known_classes_with_the_same_name_are_matched_by_id(make_coco):
     split = make_coco(categories={1: "ring", 2: "ring"})
-    found = read_annotations(split, [Category(1, "ring"), Category(2, "ring")])
-    plain = read_annotations(make_coco(name="val"), [Category(1, "disc"), Category(2, "ring")])
-    assert found.labels.tolist() == plain.labels.tolist() and len(set(found.labels.tolist())) == 2
+    annotations = read_annotations(split, [Category(1, "ring"), Category(2, "ring")])
+    expected = read_annotations(make_coco(name="val"), [Category(1, "disc"), Category(2, "ring")])
+    assert annotations.labels.tolist() == expected.labels.tolist() and len(set(annotations.labels.tolist())) == 2

@@ -33,9 +33,9 @@ TINY = load_config("tiny")
 
 
 def check(folder: Path, decode: bool = True, config: Config = TINY) -> Checked:
-    *_, found = check_data(folder, config, decode)
-    assert isinstance(found, Checked)
-    return found
+    *_, checked = check_data(folder, config, decode)
+    assert isinstance(checked, Checked)
+    return checked
 
 
 def codes(checked: Checked) -> dict[str, int]:
@@ -66,53 +66,53 @@ def edit(folder: Path, change, name="train") -> None:
     file.write_text(json.dumps(document))
 
 
-def test_a_data_set_without_fault_has_no_findings_and_right_numbers(clean):
-    found = check(clean)
-    assert codes(found) == {}
-    numbers = found.splits["train"].numbers
-    assert (numbers["images"], numbers["objects"], numbers["empty_images"], numbers["crowds"]) == (3, 30, 0, 0)
-    assert numbers["classes"] == {"disc": {"id": 1, "objects": 15, "images": 3},
+def test_a_clean_dataset_has_no_findings_and_correct_statistics(clean):
+    checked = check(clean)
+    assert codes(checked) == {}
+    stats = checked.splits["train"].numbers
+    assert (stats["images"], stats["objects"], stats["empty_images"], stats["crowds"]) == (3, 30, 0, 0)
+    assert stats["classes"] == {"disc": {"id": 1, "objects": 15, "images": 3},
                                   "ring": {"id": 2, "objects": 15, "images": 3}}  # fmt: skip
-    assert numbers["objects_per_image"]["max"] == 10 and numbers["shares"] == {"small": 1, "medium": 0, "large": 0}
-    assert numbers["object_aspect"]["max"] == pytest.approx(20 / 9, abs=1e-3)
-    json.dumps(found.as_dict(), allow_nan=False)
+    assert stats["objects_per_image"]["max"] == 10 and stats["shares"] == {"small": 1, "medium": 0, "large": 0}
+    assert stats["object_aspect"]["max"] == pytest.approx(20 / 9, abs=1e-3)
+    json.dumps(checked.as_dict(), allow_nan=False)
 
 
 PLURAL_OF_ONE = re.compile(r"\b1 (\w+ )?(images|pairs|boxes|objects|regions)\b|\b1 of \d+ boxes (reach|have|lie|fit)\b")
 
 
-def put(row: str, **values):
+def update_first(table: str, **values):
     """A function that updates the first row of a table."""
-    return lambda document: document[row][0].update(values)
+    return lambda document: document[table][0].update(values)
 
 
 @pytest.mark.parametrize(
     ("code", "level", "change"),
     [
-        ("DATA-ENTRY", "error", put("annotations", bbox=None)),
+        ("DATA-ENTRY", "error", update_first("annotations", bbox=None)),
         ("DATA-KEYS", "error", lambda d: d.pop("images")),
         ("DATA-FILLED", "note", lambda d: d["annotations"][0].pop("area")),
-        ("DATA-ID-TWICE", "error", put("annotations", id=2)),
+        ("DATA-ID-TWICE", "error", update_first("annotations", id=2)),
         ("DATA-ID-TWICE", "error", lambda d: d["categories"].append(d["categories"][0])),
         ("DATA-IMAGE-TWICE", "warning", lambda d: d["images"].append(d["images"][0] | {"id": 99})),
-        ("DATA-ORPHAN", "error", put("annotations", image_id=404)),
-        ("DATA-ID", "error", put("images", id="1")),
-        ("DATA-BOX", "error", put("annotations", bbox=[1, 2, 3])),
-        ("DATA-BOX-NAN", "error", put("annotations", bbox=[1, 2, 3, float("nan")])),
-        ("DATA-BOX-FLAT", "warning", put("annotations", bbox=[1, 2, 0, 5])),
-        ("DATA-BOX-PARTLY", "note", put("annotations", bbox=[-3, 2, 9, 5])),
-        ("DATA-BOX-OUTSIDE", "warning", put("annotations", bbox=[100, 2, 9, 5])),
-        ("DATA-BOX-TINY", "warning", put("annotations", bbox=[1, 2, 0.01, 5])),
+        ("DATA-ORPHAN", "error", update_first("annotations", image_id=404)),
+        ("DATA-ID", "error", update_first("images", id="1")),
+        ("DATA-BOX", "error", update_first("annotations", bbox=[1, 2, 3])),
+        ("DATA-BOX-NAN", "error", update_first("annotations", bbox=[1, 2, 3, float("nan")])),
+        ("DATA-BOX-FLAT", "warning", update_first("annotations", bbox=[1, 2, 0, 5])),
+        ("DATA-BOX-PARTLY", "note", update_first("annotations", bbox=[-3, 2, 9, 5])),
+        ("DATA-BOX-OUTSIDE", "warning", update_first("annotations", bbox=[100, 2, 9, 5])),
+        ("DATA-BOX-TINY", "warning", update_first("annotations", bbox=[1, 2, 0.01, 5])),
         ("DATA-BOX-TWICE", "warning", lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99})),
         ("DATA-BOX-TWO-CLASSES", "note",
          lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99, "category_id": 1})),
-        ("DATA-CROWD", "note", put("annotations", iscrowd=1)),
-        ("DATA-IMAGE-SIZE", "error", put("images", width=63)),
-        ("DATA-PATH-ESCAPE", "error", put("images", file_name="../secret.png")),
-        ("DATA-IMAGE-MISSING", "error", put("images", file_name="none.png")),
+        ("DATA-CROWD", "note", update_first("annotations", iscrowd=1)),
+        ("DATA-IMAGE-SIZE", "error", update_first("images", width=63)),
+        ("DATA-PATH-ESCAPE", "error", update_first("images", file_name="../secret.png")),
+        ("DATA-IMAGE-MISSING", "error", update_first("images", file_name="none.png")),
         ("DATA-CLASS-UNUSED", "note", lambda d: d["categories"].append({"id": 9, "name": "star"})),
-        ("DATA-CLASS-NAME", "warning", put("categories", name="ring")),
-        ("DATA-CLASS-ALIKE", "warning", put("categories", name="Ring")),
+        ("DATA-CLASS-NAME", "warning", update_first("categories", name="ring")),
+        ("DATA-CLASS-ALIKE", "warning", update_first("categories", name="Ring")),
         ("DATA-CLASS-ALIKE", "warning", lambda d: d["categories"].append({"id": 9, "name": "RING "})),
         ("DATA-IMAGE-EMPTY", "note", lambda d: d.update(annotations=d["annotations"][10:])),
         ("DATA-NOTHING", "error", lambda d: d.update(annotations=[])),
@@ -121,8 +121,8 @@ def put(row: str, **values):
 )  # fmt: skip
 def test_a_fault_injected_into_good_data_is_found_once_with_its_code(clean, code, level, change):
     edit(clean, change)
-    found = check(clean)
-    (finding,) = [f for name, f in found.findings() if f.code == code and name == "train"]
+    checked = check(clean)
+    (finding,) = [f for name, f in checked.findings() if f.code == code and name == "train"]
     assert finding.level == level and finding.count == 1 and finding.text
     assert not PLURAL_OF_ONE.search(finding.text), finding.text
     if level == "error":
@@ -132,20 +132,20 @@ def test_a_fault_injected_into_good_data_is_found_once_with_its_code(clean, code
             open_dataset(TINY.data.model_copy(update={"path": str(clean)}))
 
 
-def test_classes_of_another_name_and_unknown_ones(clean):
-    edit(clean, put("categories", name="dish"), "val")
+def test_val_classes_with_another_name_or_id_are_reported(clean):
+    edit(clean, update_first("categories", name="dish"), "val")
     assert codes(check(clean))["DATA-CLASS-UNKNOWN"] == 1
-    edit(clean, put("categories", name="star", id=77), "val")
+    edit(clean, update_first("categories", name="star", id=77), "val")
     assert codes(check(clean))["DATA-ORPHAN"] == 15, "the 15 objects of the class still have its old id"
 
 
-@pytest.mark.parametrize(("names", "noted"), [
+@pytest.mark.parametrize(("names", "pair"), [
     (("traffic light", "traffic_light"), "traffic light (15 objects) ~ traffic_light (15 objects)"),
     (("T-Shirt", "t shirt"), "T-Shirt (15 objects) ~ t shirt (15 objects)"),
     (("ÉTÉ", "été"), "ÉTÉ (15 objects) ~ été (15 objects)"),
     (("1", "-1"), ""), (("1 1", "11"), ""), (("a", "b"), ""), (("c+", "c-"), ""),
 ])  # fmt: skip
-def test_names_that_differ_only_in_how_they_are_written_are_reported_before_a_training(clean, names, noted):
+def test_class_names_that_differ_only_in_case_and_separators_are_reported_before_training(clean, names, pair):
     def rename(document):
         for row, name in zip(document["categories"], names, strict=True):
             row["name"] = name
@@ -153,26 +153,26 @@ def test_names_that_differ_only_in_how_they_are_written_are_reported_before_a_tr
     edit(clean, rename)
     train = read_annotations(find_layout(clean).train)
     text = "classes whose names differ only in case, spaces, `-` and `_`"
-    assert train.notes == ([f"{text}: {noted}"] if noted else [])
+    assert train.notes == ([f"{text}: {pair}"] if pair else [])
 
 
-def test_orphans_may_be_left_out(clean):
-    edit(clean, put("annotations", image_id=404))
+def test_orphans_can_be_skipped(clean):
+    edit(clean, update_first("annotations", image_id=404))
     config = load_config("tiny", ["data.allow_orphans=true"])
-    found = check(clean, config=config)
-    assert found.counts()["errors"] == 0 and codes(found)["DATA-ORPHAN"] == 1
-    assert found.splits["train"].numbers["objects"] == 29
+    checked = check(clean, config=config)
+    assert checked.counts()["errors"] == 0 and codes(checked)["DATA-ORPHAN"] == 1
+    assert checked.splits["train"].numbers["objects"] == 29
 
 
-def test_images_that_no_split_names_are_listed(clean):
+def test_unlisted_images_are_reported(clean):
     noise(50).save(clean / "train2017" / "more.png")
     assert codes(check(clean)) == {"DATA-IMAGE-UNLISTED": 1}
 
 
-def test_more_objects_than_queries_detections_and_denoising(clean):
+def test_images_with_more_objects_than_queries_detections_or_denoising_pairs_are_reported(clean):
     config = load_config("tiny", ["model.num_queries=9", "eval.max_dets=9", "model.denoising.num_pairs=8"])
-    found = codes(check(clean, config=config))
-    assert {code: found[code] for code in found if code.startswith("MODEL")} == {
+    counts = codes(check(clean, config=config))
+    assert {code: counts[code] for code in counts if code.startswith("MODEL")} == {
         "MODEL-QUERIES": 3, "MODEL-DETECTIONS": 3, "MODEL-DENOISING": 3,
     }  # fmt: skip
     fixes = {f.code: f.fix for _, f in check(clean, config=config).findings() if f.code.startswith("MODEL")}
@@ -188,12 +188,12 @@ def test_a_box_left_by_an_accidental_click_is_reported(clean):
     assert finding.level == "warning" and finding.text.endswith("as from an accidental click: 0001.png [7, 8, 1, 2]")
 
 
-def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
+def test_objects_smaller_than_a_cell_or_far_from_anchors_are_counted(clean):
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 40]) for row in d["annotations"][:20]])
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 1]) for row in d["annotations"][20:]])
     config = load_config("tiny", ["data.eval_scale=96"])  # images are enlarged to twice their size: 1 pixel becomes 2
-    found = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
-    cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
+    findings = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
+    cell, anchors = findings["MODEL-CELL"], findings["MODEL-ANCHORS"]
     assert cell.what.startswith("10 of 30 objects (33%), in 1 image,") and cell.count == 1
     assert anchors.what.startswith("20 of 30 objects (67%), in 2 images,") and anchors.count == 2
     assert "anchors are the model's initial boxes, squares whose sides are 5, 10, 20 %" in anchors.what
@@ -213,43 +213,43 @@ def test_a_size_before_exif_rotation_is_recognised(clean):
     assert not codes(check(clean, config=as_stored)), "the size is that of the stored image"
 
 
-def test_the_same_image_in_two_splits_and_twice_in_one(clean):
-    bytes_of_one = (clean / "train2017" / "0001.png").read_bytes()
-    for place in ("val2017/0011.png", "train2017/0002.png"):
-        (clean / place).write_bytes(bytes_of_one)
+def test_an_image_repeated_within_and_across_splits_is_reported(clean):
+    content = (clean / "train2017" / "0001.png").read_bytes()
+    for name in ("val2017/0011.png", "train2017/0002.png"):
+        (clean / name).write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-LEAK": 1}
-    (clean / "val2017" / "0011.png").write_bytes(noise(99).tobytes()[:10] + bytes_of_one)
+    (clean / "val2017" / "0011.png").write_bytes(noise(99).tobytes()[:10] + content)
     assert "DATA-DUPLICATE" in codes(check(clean, decode=False))
 
 
-def test_an_image_that_is_there_three_times_is_one_finding_that_names_all_three(clean):
+def test_three_copies_of_an_image_are_one_finding(clean):
     for name in ("0002.png", "0003.png"):
         (clean / "train2017" / name).write_bytes((clean / "train2017" / "0001.png").read_bytes())
-    (found,) = [f for _, f in check(clean, decode=False).findings() if f.code == "DATA-DUPLICATE"]
-    assert found.what == "1 image is repeated in a split, byte for byte"
-    assert "0001.png = train 0002.png = train 0003.png" in found.text and found.fix == "keep one of each"
+    (finding,) = [f for _, f in check(clean, decode=False).findings() if f.code == "DATA-DUPLICATE"]
+    assert finding.what == "1 image is repeated in a split, byte for byte"
+    assert "0001.png = train 0002.png = train 0003.png" in finding.text and finding.fix == "keep one of each"
 
 
-def test_an_image_saved_again_or_lightened_is_a_near_duplicate_and_another_is_not(clean):
-    again = Image.open(clean / "train2017" / "0001.png").point(lambda v: min(255, v + 3))
-    again.save(clean / "val2017" / "0011.png")
+def test_a_slightly_brightened_copy_is_a_near_duplicate(clean):
+    brightened = Image.open(clean / "train2017" / "0001.png").point(lambda v: min(255, v + 3))
+    brightened.save(clean / "val2017" / "0011.png")
     ((_, finding),) = check(clean).findings()
     assert finding.code == "DATA-NEAR-LEAK" and finding.places[0].text == "train 0001.png ~ val 0011.png"
 
 
 @pytest.mark.parametrize(
-    ("code", "image"),
+    ("code", "make_image"),
     [
         ("DATA-IMAGE-DARK", lambda: noise(1).point(lambda v: v // 12)),
         ("DATA-IMAGE-BLANK", lambda: Image.new("RGB", (64, 48), "gray")),
     ],
 )
-def test_dark_and_blank_images_are_found(clean, code, image):
-    image().save(clean / "train2017" / "0001.png")
+def test_dark_and_blank_images_are_found(clean, code, make_image):
+    make_image().save(clean / "train2017" / "0001.png")
     assert codes(check(clean)) == {code: 1}
 
 
-def test_odd_sizes_are_found(clean):
+def test_unusual_image_sizes_are_reported(clean):
     for i, size in ((1, (8, 48)), (2, (600, 40))):
         noise(i, size).save(clean / "train2017" / f"{i:04d}.png")
         edit(clean, lambda d, i=i, size=size: d["images"][i - 1].update(width=size[0], height=size[1]))
@@ -261,26 +261,26 @@ def test_files_with_several_frames_are_reported(clean):
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
 
-def test_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
+def test_decoding_finds_all_truncated_images_and_a_scan_without_it_finds_some(tmp_path):
     write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
     images = sorted((tmp_path / "train2017").iterdir())[:10]
-    cuts = random.Random(0)
+    rng = random.Random(0)
     for n, file in enumerate(images):
-        whole = file.read_bytes()
-        end = len(whole) - 4 if n == 0 else cuts.randrange(1, len(whole) - 4)
-        file.write_bytes(whole[:end])
-    found = check(tmp_path)
-    bad = sum(count for code, count in codes(found).items() if code in ("DATA-IMAGE-DAMAGED", "DATA-IMAGE-FORMAT"))
-    assert bad == 10 and found.counts()["errors"] >= 1
+        content = file.read_bytes()
+        end = len(content) - 4 if n == 0 else rng.randrange(1, len(content) - 4)
+        file.write_bytes(content[:end])
+    checked = check(tmp_path)
+    bad = sum(count for code, count in codes(checked).items() if code in ("DATA-IMAGE-DAMAGED", "DATA-IMAGE-FORMAT"))
+    assert bad == 10 and checked.counts()["errors"] >= 1
     assert codes(check(tmp_path, decode=False))["DATA-IMAGE-DAMAGED"] > 1, (
         "a missing end of a JPEG is found without decoding"
     )
 
 
-def test_a_jpeg_that_lacks_a_few_bytes_is_a_warning(clean):
+def test_a_jpeg_missing_its_last_bytes_is_reported(clean):
     file = sorted((clean / "train2017").iterdir())[0]
-    levels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(levels).resize((512, 640)).save(file, "JPEG")
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((512, 640)).save(file, "JPEG")
     edit(clean, lambda document: [row.update(width=0) for row in document["images"] if row["file_name"] == file.name])
     file.write_bytes(file.read_bytes()[:-20])
     for decode in (False, True):
@@ -293,12 +293,12 @@ def test_a_file_that_is_not_an_image_is_an_error(clean, content):
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
 
-def test_many_images_are_scanned_in_processes_with_the_same_result(clean, monkeypatch):
+def test_scanning_in_several_processes_gives_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
-    alone = list(images.scan_images(annotations, TINY.data, decode=True))
+    serial = list(images.scan_images(annotations, TINY.data, decode=True))
     monkeypatch.setattr(images, "FEW", 1)
-    assert list(images.scan_images(annotations, TINY.data, decode=True)) == alone
-    assert list(images.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
+    assert list(images.scan_images(annotations, TINY.data, decode=True)) == serial
+    assert list(images.scan_images(annotations, TINY.data, True, [2, 0])) == [serial[2], serial[0]]
 
 
 def test_a_killed_scan_process_is_reported(clean, monkeypatch):
@@ -311,7 +311,7 @@ def test_a_killed_scan_process_is_reported(clean, monkeypatch):
 # the repaired copy
 
 
-def repaired(folder: Path):
+def repair_and_read(folder: Path):
     split = find_layout(folder).train
     document = json.loads(split.annotations.read_bytes())
     document, changes = Repair(document, folder / "train2017", folder, TINY.data).run()
@@ -320,14 +320,14 @@ def repaired(folder: Path):
     return read_annotations(Split(copy, [folder / "train2017"], folder=folder)), changes
 
 
-def test_a_good_file_is_not_changed(clean):
+def test_a_valid_file_is_not_changed(clean):
     before = read_annotations(find_layout(clean).train)
-    after, changes = repaired(clean)
+    after, changes = repair_and_read(clean)
     assert changes == [] and as_coco_dict(after) == as_coco_dict(before)
 
 
-def test_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
-    def spoil(document):
+def test_ids_become_unique_integers_and_every_change_is_logged(clean):
+    def corrupt(document):
         document["images"][0]["id"] = "1"
         document["annotations"][0]["image_id"] = "1"
         document["annotations"][1]["id"] = 0
@@ -335,14 +335,14 @@ def test_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
         document["annotations"][4]["bbox"] = [-5, 5, 20, 10]
         document["annotations"][5]["category_id"] = 404
 
-    edit(clean, spoil)
-    after, changes = repaired(clean)
+    edit(clean, corrupt)
+    after, changes = repair_and_read(clean)
     assert len(after.boxes) == 29 and after.image_ids.tolist() == [1, 2, 3]
     assert [0, 5, 15, 10] in after.boxes.tolist()
-    noted = [(change.table, change.row, change.change) for change in changes]
-    assert ("images", 0, "`id` converted to a whole number") in noted
-    assert ("annotations", 1, "renumbered") in noted
-    assert ("annotations", 5, "dropped: unknown `category_id`") in noted and len(noted) == 7
+    logged = [(change.table, change.row, change.change) for change in changes]
+    assert ("images", 0, "`id` converted to a whole number") in logged
+    assert ("annotations", 1, "renumbered") in logged
+    assert ("annotations", 5, "dropped: unknown `category_id`") in logged and len(logged) == 7
 
 
 JUNK = st.one_of(
@@ -351,18 +351,18 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-def spoil_anywhere(document, data) -> None:
+def corrupt_anywhere(document, data) -> None:
     """Replace one value of a row or a whole table with junk, or append junk as a row."""
     table = data.draw(st.sampled_from(["images", "categories", "annotations"]))
     rows = document.get(table)
     if not isinstance(rows, list) or data.draw(st.integers(0, 15)) == 0:
         document[table] = data.draw(JUNK)
         return
-    place = data.draw(st.integers(0, len(rows) - 1)) if rows else 0
-    if not rows or not isinstance(rows[place], dict) or data.draw(st.integers(0, 9)) == 0:
+    index = data.draw(st.integers(0, len(rows) - 1)) if rows else 0
+    if not rows or not isinstance(rows[index], dict) or data.draw(st.integers(0, 9)) == 0:
         rows.append(data.draw(JUNK))
     else:
-        rows[place][data.draw(st.sampled_from(sorted(rows[place]) or ["id"]))] = data.draw(JUNK)
+        rows[index][data.draw(st.sampled_from(sorted(rows[index]) or ["id"]))] = data.draw(JUNK)
 
 
 def is_refused(split: Split) -> bool:
@@ -389,13 +389,13 @@ def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
         good.write_bytes(file.read_bytes())
     document = json.loads(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        spoil_anywhere(document, data)
+        corrupt_anywhere(document, data)
     file.write_text(json.dumps(document))
     refused = is_refused(Split(file, [clean / "train2017"], folder=clean))
-    found = check(clean, decode=False)
-    errors = [f for name, f in found.findings() if name == "train" and f.level == "error"]
+    checked = check(clean, decode=False)
+    errors = [f for name, f in checked.findings() if name == "train" and f.level == "error"]
     assert refused <= bool(errors), "check-data reports an error if training refuses the data"
-    json.dumps(found.as_dict())
+    json.dumps(checked.as_dict())
     copy, _ = Repair(document, clean / "train2017", clean, TINY.data).run()
     (clean / "copy.txt").write_text(json.dumps(copy))
     read_annotations(Split(clean / "copy.txt", [clean / "train2017"], folder=clean))
@@ -405,7 +405,7 @@ def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
 
 
 def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
-    edit(clean, put("categories", name="<script>alert(1)</script>"))
+    edit(clean, update_first("categories", name="<script>alert(1)</script>"))
     edit(clean, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99}))
     page = render_page(data_page(check(clean)))
     assert "<script>" not in page and "&lt;script&gt;" in page
@@ -419,7 +419,7 @@ def test_overlaps_are_intersections_over_unions():
     assert overlaps(boxes)[0].round(4).tolist() == [1, 0.3333, 0, 0]
 
 
-def test_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
+def test_a_missing_box_is_computed_from_its_polygon_or_rle(clean):
     def change(document):
         first, second, third, fourth = document["annotations"][:4]
         first.update(bbox=None, segmentation=[[5, 6, 20, 6, 20, 30], [2, 8, 9, 8, 9, 9]])
@@ -435,7 +435,7 @@ def test_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
     assert len(repaired["annotations"]) == 28 and sum("segmentation" in c.change for c in changes) == 2
 
 
-def test_ids_that_are_text_are_numbered_and_their_objects_follow(clean):
+def test_text_ids_are_replaced_with_numbers_in_all_tables(clean):
     def change(document):
         for row in document["images"]:
             row["id"] = f"img{row['id']}"
@@ -453,17 +453,17 @@ def test_ids_that_are_text_are_numbered_and_their_objects_follow(clean):
     assert (after.boxes == before.boxes).all() and (after.labels == before.labels).all()
 
 
-def test_crowd_area_and_size_are_read_as_they_are_meant(clean):
+def test_unusual_iscrowd_area_and_size_values_are_handled(clean):
     def change(document):
         for row, crowd in zip(document["annotations"], ("0", "1", True, False, 0.0), strict=False):
             row.update(iscrowd=crowd, area=-1)
         document["images"][0].update(width=64.0, height=48.0)
 
     edit(clean, change)
-    found = read_annotations(find_layout(clean).train)
-    assert found.crowd[:5].tolist() == [False, True, True, False, False]
-    assert found.area[:5].tolist() == (found.boxes[:5, 2] * found.boxes[:5, 3]).tolist()
-    assert found.notes[0].startswith("filled in: `area` of 5 objects") and "`width`" not in found.notes[0]
+    annotations = read_annotations(find_layout(clean).train)
+    assert annotations.crowd[:5].tolist() == [False, True, True, False, False]
+    assert annotations.area[:5].tolist() == (annotations.boxes[:5, 2] * annotations.boxes[:5, 3]).tolist()
+    assert annotations.notes[0].startswith("filled in: `area` of 5 objects") and "`width`" not in annotations.notes[0]
 
 
 def test_a_box_far_larger_than_its_image_is_not_trained_on(clean):
@@ -472,15 +472,15 @@ def test_a_box_far_larger_than_its_image_is_not_trained_on(clean):
     assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
 
 
-def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_reported(clean):
+def test_missing_keys_and_a_missing_split_are_reported_with_fixes(clean):
     (clean / "annotations" / "instances_val2017.json").unlink()
     edit(clean, lambda d: d.pop("categories"))
-    found = {finding.code: finding for _, finding in check(clean).findings()}
-    assert '"categories": [{"id": 1, "name": "cell"}]' in found["DATA-KEYS"].fix
-    assert "no validation split" in found["DATA-SPLIT"].what and "--val-fraction 0.2" in found["DATA-SPLIT"].fix
+    findings = {finding.code: finding for _, finding in check(clean).findings()}
+    assert '"categories": [{"id": 1, "name": "cell"}]' in findings["DATA-KEYS"].fix
+    assert "no validation split" in findings["DATA-SPLIT"].what and "--val-fraction 0.2" in findings["DATA-SPLIT"].fix
 
 
-def test_names_of_another_machine_become_those_of_the_images_that_are_there(clean):
+def test_paths_from_another_machine_are_replaced_with_local_file_names(clean):
     def change(document):
         names = (r"C:\data\0001.png", "../../label-studio/media/0002.png", "/home/me/0009.png")
         for row, name in zip(document["images"], names, strict=True):
@@ -496,22 +496,22 @@ def test_names_of_another_machine_become_those_of_the_images_that_are_there(clea
     assert len(repaired["annotations"]) == 20 and any("no `file_name` within" in c.change for c in changes)
 
 
-def test_images_that_are_found_under_a_name_written_otherwise_are_kept_and_get_that_name(clean):
-    written = ("0001.PNG", "0002.jpg", "0003%2Epng")
-    edit(clean, lambda d: [row.update(file_name=name) for row, name in zip(d["images"], written, strict=True)])
+def test_file_names_that_nearly_match_are_corrected_and_their_images_kept(clean):
+    file_names = ("0001.PNG", "0002.jpg", "0003%2Epng")
+    edit(clean, lambda d: [row.update(file_name=name) for row, name in zip(d["images"], file_names, strict=True)])
     before = read_annotations(find_layout(clean).train)
     document = json.loads(find_layout(clean).train.annotations.read_text())
     repaired, changes = Repair(document, clean / "train2017", clean, TINY.data).run()
     assert [row["file_name"] for row in repaired["images"]] == ["0001.png", "0002.png", "0003.png"]
-    assert [change.before for change in changes] == [*written] and len(repaired["annotations"]) == 30
+    assert [change.before for change in changes] == [*file_names] and len(repaired["annotations"]) == 30
     edit(clean, lambda d: d.update(repaired))
     after = read_annotations(find_layout(clean).train)
     assert "not spelled as on disk" in str(before.notes) and not after.notes
     assert (after.boxes == before.boxes).all() and list(after.file_names) == list(before.file_names)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a backslash parts folders here")
-def test_a_backslash_may_be_part_of_a_files_name(clean):
+@pytest.mark.skipif(os.name == "nt", reason="a backslash separates folders on Windows")
+def test_a_file_name_may_contain_a_backslash(clean):
     (clean / "train2017/0001.png").rename(clean / r"train2017/a\b.png")
     edit(clean, lambda d: d["images"][0].update(file_name=r"a\b.png"))
     assert len(read_annotations(find_layout(clean).train).image_ids) == 3
@@ -523,17 +523,17 @@ def test_an_invalid_iscrowd_value_is_reported(clean):
             row["iscrowd"] = crowd
 
     edit(clean, change)
-    found = read_annotations(find_layout(clean).train)
-    assert found.crowd[:8].tolist() == [False] * 6 + [True] * 2
-    assert "`iscrowd` of 1 object (0), `iscrowd` of 4 objects that is neither 0 nor 1 (0)" in found.notes[0]
+    annotations = read_annotations(find_layout(clean).train)
+    assert annotations.crowd[:8].tolist() == [False] * 6 + [True] * 2
+    assert "`iscrowd` of 1 object (0), `iscrowd` of 4 objects that is neither 0 nor 1 (0)" in annotations.notes[0]
 
 
-def test_crowds_alone_are_nothing_to_judge_by(clean):
+def test_a_val_split_with_only_crowds_is_reported_as_empty(clean):
     edit(clean, lambda d: [row.update(iscrowd=1) for row in d["annotations"]], name="val")
     assert codes(check(clean))["DATA-SPLIT-EMPTY"] == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this platform")
 def test_a_named_pipe_in_the_data_is_refused_without_waiting(clean):
     file = clean / "annotations" / "instances_train2017.json"
     file.unlink()
@@ -542,7 +542,7 @@ def test_a_named_pipe_in_the_data_is_refused_without_waiting(clean):
         find_layout(clean)
 
 
-def test_names_of_another_machine_in_two_folders_with_equal_file_names_keep_their_boxes(clean):
+def test_paths_from_another_machine_with_equal_file_names_keep_their_boxes(clean):
     """Boxes must not move to an image of the same name in another folder; ambiguous images are dropped."""
     root = clean / "train2017"
     for name in ("a", "b"):

@@ -19,7 +19,7 @@ from dinocore.config import DataConfig
 from dinocore.data.images import image_size, read_image, read_reduced
 from dinocore.errors import DataError
 
-AS_IS = DataConfig()
+DEFAULT = DataConfig()
 TO_UPRIGHT = {  # what a viewer does for each EXIF orientation, on an array (H, W, 3)
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -32,13 +32,13 @@ TO_UPRIGHT = {  # what a viewer does for each EXIF orientation, on an array (H, 
 }
 
 
-def pixels(path, config=AS_IS):
+def pixels(path, config=DEFAULT):
     image = read_image(path, config)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def refusal(path, config=AS_IS):
+def error_message(path, config=DEFAULT):
     with pytest.raises(DataError) as caught:
         read_image(path, config)
     assert caught.value.exit_code == 3 and str(path) in str(caught.value)
@@ -60,7 +60,7 @@ def scene():
 
 
 @pytest.fixture
-def saved(tmp_path):
+def save_image(tmp_path):
     def save(image, name, **options):
         image.save(tmp_path / name, **options)
         return tmp_path / name
@@ -70,80 +70,80 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_pixels_and_size(saved, scene, orientation, suffix):
-    path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
+def test_exif_orientation_is_applied_to_pixels_and_size(save_image, scene, orientation, suffix):
+    path = save_image(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
     upright = TO_UPRIGHT[orientation](scene)
     assert pixels(path).shape == upright.shape
     assert np.abs(pixels(path)[4::8, 4::8].astype(int) - upright[4::8, 4::8]).max() < 25  # centers of JPEG blocks
-    assert image_size(path, AS_IS) == (upright.shape[1], upright.shape[0])
+    assert image_size(path, DEFAULT) == (upright.shape[1], upright.shape[0])
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_an_orientation_that_means_nothing_is_ignored(saved, scene, orientation):
-    path = saved(Image.fromarray(scene), "a.png", exif=exif(orientation))
-    assert (pixels(path) == scene).all() and image_size(path, AS_IS) == (48, 32)
+def test_an_invalid_orientation_is_ignored(save_image, scene, orientation):
+    path = save_image(Image.fromarray(scene), "a.png", exif=exif(orientation))
+    assert (pixels(path) == scene).all() and image_size(path, DEFAULT) == (48, 32)
 
 
-def test_damaged_exif_is_ignored_without_a_warning(saved, scene):
+def test_damaged_exif_is_ignored_without_a_warning(save_image, scene):
     """`read_image` and `image_size` give the same size for any EXIF data."""
-    path = saved(Image.fromarray(scene), "a.jpg", exif=exif(6))
+    path = save_image(Image.fromarray(scene), "a.jpg", exif=exif(6))
     content, rng = path.read_bytes(), random.Random(0)
     start = content.index(b"Exif\0\0") + 6
     length = struct.unpack(">H", content[start - 8 : start - 6])[0] - 8
-    for kind in range(60):
-        junk = rng.randbytes(length) if kind % 2 else bytearray(content[start : start + length])
+    for trial in range(60):
+        junk = rng.randbytes(length) if trial % 2 else bytearray(content[start : start + length])
         if isinstance(junk, bytearray):
             junk[rng.randrange(length)] = rng.randrange(256)
         path.write_bytes(content[:start] + junk + content[start + length :])
-        assert read_image(path, AS_IS).size == image_size(path, AS_IS)
+        assert read_image(path, DEFAULT).size == image_size(path, DEFAULT)
 
 
-def test_grey_and_one_bit_become_equal_channels(saved, scene):
+def test_grey_and_one_bit_images_get_equal_channels(save_image, scene):
     grey = Image.fromarray(scene[..., 0])
-    assert (pixels(saved(grey, "grey.png")) == scene[..., :1]).all()
-    assert set(np.unique(pixels(saved(grey.convert("1"), "bit.png")))) == {0, 255}
+    assert (pixels(save_image(grey, "grey.png")) == scene[..., :1]).all()
+    assert set(np.unique(pixels(save_image(grey.convert("1"), "bit.png")))) == {0, 255}
 
 
-def test_transparency_shows_white_in_every_mode(saved):
+def test_transparency_is_blended_with_white_in_every_mode(save_image):
     red = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
     red.putpixel((0, 0), (9, 9, 9, 0))
     red.putpixel((1, 0), (0, 0, 0, 128))
-    seen = pixels(saved(red, "rgba.png"))
-    assert seen[0, 0].tolist() == [255] * 3 and seen[1, 1].tolist() == [200, 0, 0]
-    assert seen[0, 1].tolist() == [127] * 3
-    grey = pixels(saved(red.convert("LA"), "la.png"))
+    actual = pixels(save_image(red, "rgba.png"))
+    assert actual[0, 0].tolist() == [255] * 3 and actual[1, 1].tolist() == [200, 0, 0]
+    assert actual[0, 1].tolist() == [127] * 3
+    grey = pixels(save_image(red.convert("LA"), "la.png"))
     assert grey[0, 0].tolist() == [255] * 3 and 50 < grey[1, 1, 0] < 70
-    assert pixels(saved(red, "a.webp", lossless=True))[0, 0].tolist() == [255] * 3
+    assert pixels(save_image(red, "a.webp", lossless=True))[0, 0].tolist() == [255] * 3
 
 
-def test_a_palette_is_looked_up_and_its_transparent_entry_is_white(saved):
+def test_a_palette_is_converted_to_rgb_and_its_transparent_entry_is_white(save_image):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
-    assert pixels(saved(image, "p.png")).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    assert pixels(save_image(image, "p.png")).tolist() == [[[10, 20, 30], [200, 100, 50]]]
     for name in ("t.png", "t.gif"):
-        assert pixels(saved(image, name, transparency=0)).tolist() == [[[255] * 3, [200, 100, 50]]]
-    by_entry = pixels(saved(image, "bytes.png", transparency=bytes([255, 0])))
+        assert pixels(save_image(image, name, transparency=0)).tolist() == [[[255] * 3, [200, 100, 50]]]
+    by_entry = pixels(save_image(image, "bytes.png", transparency=bytes([255, 0])))
     assert by_entry.tolist() == [[[10, 20, 30], [255] * 3]]
 
 
-def test_cmyk_becomes_its_colours(saved, scene):
-    seen = pixels(saved(Image.fromarray(scene).convert("CMYK"), "a.jpg", quality=95))
-    assert np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
+def test_cmyk_is_converted_to_rgb(save_image, scene):
+    actual = pixels(save_image(Image.fromarray(scene).convert("CMYK"), "a.jpg", quality=95))
+    assert np.abs(actual[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
-def test_sixteen_bits_are_scaled_and_not_clipped(saved, name):
-    seen = pixels(saved(Image.fromarray(np.array([[0, 300, 30000, 30100]], np.uint16)), name))
-    assert seen[0, :, 0].tolist() == [0, 1, 117, 117]
+def test_sixteen_bits_are_scaled_and_not_clipped(save_image, name):
+    actual = pixels(save_image(Image.fromarray(np.array([[0, 300, 30000, 30100]], np.uint16)), name))
+    assert actual[0, :, 0].tolist() == [0, 1, 117, 117]
 
 
-def test_a_deep_image_is_turned_too(saved):
-    path = saved(Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)), "deep.png", exif=exif(6))
+def test_exif_orientation_is_applied_to_16_bit_images(save_image):
+    path = save_image(Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)), "deep.png", exif=exif(6))
     assert pixels(path)[:, 0, 0].tolist() == [0, 117, 255]
 
 
-def test_sixteen_bits_in_the_other_byte_order(tmp_path):
+def test_sixteen_bits_in_big_endian_order_are_scaled(tmp_path):
     values = struct.pack(">4H", 0, 300, 30000, 65535)
     tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 1), (279, 8)]
     entries = b"".join(struct.pack(">HHLHH", tag, 3, 1, value, 0) for tag, value in tags)
@@ -154,7 +154,7 @@ def test_sixteen_bits_in_the_other_byte_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "seen"),
+    ("values", "expected"),
     [
         ([0, 0.5, 1], [0, 128, 255]),  # fractions
         ([0, 1000, 2000], [0, 128, 255]),  # other values: from minimum to maximum
@@ -163,9 +163,9 @@ def test_sixteen_bits_in_the_other_byte_order(tmp_path):
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
-def test_a_float_image_is_scaled(saved, values, seen):
-    path = saved(Image.fromarray(np.array([values], np.float32)), "a.tif")
-    assert pixels(path)[0, :, 0].tolist() == seen
+def test_a_float_image_is_scaled(save_image, values, expected):
+    path = save_image(Image.fromarray(np.array([values], np.float32)), "a.tif")
+    assert pixels(path)[0, :, 0].tolist() == expected
 
 
 DEEP = np.array([[[30000, 255, 65535], [0, 128, 600]]], np.uint16)  # (1, 2, 3)
@@ -215,40 +215,44 @@ def deep_tiff(colors, order, planes):
 )
 def test_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    seen = pixels(tmp_path / name)[..., :3].astype(float)
-    assert np.abs(seen - DEEP / 257).max() <= 1, "Pillow keeps only the high byte"
+    actual = pixels(tmp_path / name)[..., :3].astype(float)
+    assert np.abs(actual - DEEP / 257).max() <= 1, "Pillow keeps only the high byte"
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, order):
+def test_planar_16_bit_colour_is_refused(tmp_path, order):
     (tmp_path / "planes.tif").write_bytes(deep_tiff(DEEP, order, True))
-    assert "planar 16-bit colour" in refusal(tmp_path / "planes.tif")
+    assert "planar 16-bit colour" in error_message(tmp_path / "planes.tif")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
-def test_an_image_that_was_cut_off_is_refused_wherever_the_cut_is(saved, tmp_path, suffix):
+def test_a_truncated_image_is_refused(save_image, tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    whole = saved(Image.fromarray(noise), f"a.{suffix}").read_bytes()
-    for share in (0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
+    content = save_image(Image.fromarray(noise), f"a.{suffix}").read_bytes()
+    for fraction in (0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
         cut = tmp_path / f"cut.{suffix}"
-        cut.write_bytes(whole[: int(len(whole) * share)])
-        assert "damaged" in refusal(cut) or "not an image" in refusal(cut) or "cannot be opened" in refusal(cut)
+        cut.write_bytes(content[: int(len(content) * fraction)])
+        assert (
+            "damaged" in error_message(cut)
+            or "not an image" in error_message(cut)
+            or "cannot be opened" in error_message(cut)
+        )
 
 
-def test_a_cut_off_image_still_has_the_size_of_its_header(saved, scene):
+def test_a_truncated_image_still_has_the_size_in_its_header(save_image, scene):
     for name in ("a.jpg", "a.png"):
-        path = saved(Image.fromarray(scene), name)
+        path = save_image(Image.fromarray(scene), name)
         path.write_bytes(path.read_bytes()[:-30])
-        refusal(path)
-        assert image_size(path, AS_IS) == (48, 32)
+        error_message(path)
+        assert image_size(path, DEFAULT) == (48, 32)
 
 
-def test_scrambled_bytes_give_an_image_or_a_refusal_and_never_anything_else(saved, tmp_path, scene):
+def test_scrambled_bytes_are_read_or_raise_a_data_error(save_image, tmp_path, scene):
     rng, path = random.Random(1), tmp_path / "x"
     for suffix in ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm"):
-        whole = saved(Image.fromarray(scene), f"a.{suffix}").read_bytes()
+        original = save_image(Image.fromarray(scene), f"a.{suffix}").read_bytes()
         for _ in range(40):
-            content = bytearray(whole)
+            content = bytearray(original)
             for _ in range(3):
                 content[rng.randrange(min(200, len(content)))] = rng.randrange(256)
             path.write_bytes(content)
@@ -260,26 +264,26 @@ def test_scrambled_bytes_give_an_image_or_a_refusal_and_never_anything_else(save
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>404</body></html>", b"%PDF-1.7 ...", b"\xff\xd8\xff"])
-def test_a_file_that_is_not_an_image_is_refused_whatever_its_name(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_refused_despite_its_suffix(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    assert "is not an image in a known format" in refusal(path)
+    assert "is not an image in a known format" in error_message(path)
 
 
-def test_a_wrong_suffix_is_no_fault(saved, scene):
-    assert (pixels(saved(Image.fromarray(scene), "a.jpg", format="PNG")) == scene).all()
+def test_a_wrong_suffix_is_accepted(save_image, scene):
+    assert (pixels(save_image(Image.fromarray(scene), "a.jpg", format="PNG")) == scene).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_very_thin_images_are_read(saved, size):
-    path = saved(Image.new("RGB", size, (1, 2, 3)), "a.png")
-    assert read_image(path, AS_IS).size == image_size(path, AS_IS) == size
+def test_very_thin_images_are_read(save_image, size):
+    path = save_image(Image.new("RGB", size, (1, 2, 3)), "a.png")
+    assert read_image(path, DEFAULT).size == image_size(path, DEFAULT) == size
 
 
-def test_of_several_frames_the_first_one_counts(saved):
+def test_the_first_of_several_frames_is_read(save_image):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     for name in ("a.gif", "a.tif", "a.webp", "a.png"):
-        path = saved(frames[0], name, save_all=True, append_images=frames[1:])
+        path = save_image(frames[0], name, save_all=True, append_images=frames[1:])
         assert np.abs(pixels(path).astype(int) - (255, 0, 0)).max() < 5
 
 
@@ -294,46 +298,46 @@ def bomb(path, side):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
-def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path):
+def test_a_decompression_bomb_is_refused_before_memory_is_allocated(tmp_path):
     path = tmp_path / "bomb.png"
     bomb(path, 30_000)
     assert path.stat().st_size < 300_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "900000000 pixels" in refusal(path)
+    assert "900000000 pixels" in error_message(path)
     with pytest.raises(DataError):
-        image_size(path, AS_IS)
+        image_size(path, DEFAULT)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
-def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
+def test_the_pixel_limit_can_be_raised_with_the_setting_in_its_error(tmp_path):
     path = tmp_path / "large.png"
     bomb(path, 10_000)  # Pillow would warn about this size
-    assert "--set data.max_pixels=N" in refusal(path, DataConfig(max_pixels=99_999_999))
+    assert "--set data.max_pixels=N" in error_message(path, DataConfig(max_pixels=99_999_999))
     assert image_size(path, DataConfig(max_pixels=100_000_000)) == (10_000, 10_000)
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
-    assert "no image" in refusal(tmp_path / "none.jpg")
-    assert refusal(tmp_path) == f"{tmp_path} is a folder, not an image; give the images in it one by one"
+    assert "no image" in error_message(tmp_path / "none.jpg")
+    assert error_message(tmp_path) == f"{tmp_path} is a folder, not an image; give the images in it one by one"
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would block forever
-    assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
-    assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
+    assert "not a regular file" in error_message(tmp_path / "pipe.jpg")
+    assert "cannot be opened" in error_message(tmp_path / "a\0b.jpg")
 
 
 @pytest.mark.parametrize("name", ["my notes.txt", "my video.mp4", "my scan.jxl"])
-def test_a_name_with_a_space_is_in_quotes_in_the_command_to_type(tmp_path, name):
+def test_file_names_with_spaces_are_quoted_in_suggested_commands(tmp_path, name):
     (tmp_path / name).write_bytes(b"no image")
-    command = refusal(tmp_path / name).rpartition(": ")[2].partition(";")[0]
+    command = error_message(tmp_path / name).rpartition(": ")[2].partition(";")[0]
     assert str(tmp_path / name) in shlex.split(command)
 
 
 @pytest.mark.slow
-def test_png_is_read_by_a_process_that_has_read_nothing_else(saved, scene):
+def test_png_can_be_the_first_image_that_a_process_reads(save_image, scene):
     """Pillow can open only some formats until it has loaded all of its plugins."""
-    path = saved(Image.fromarray(scene), "a.png")
+    path = save_image(Image.fromarray(scene), "a.png")
     code = "import sys; from dinocore.data.images import *; print(read_image(Path(sys.argv[1]), DataConfig()).size)"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "(48, 32)", done.stderr
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "(48, 32)", result.stderr
 
 
 AS_STORED = DataConfig(exif=False)
@@ -341,58 +345,58 @@ AS_STORED = DataConfig(exif=False)
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, suffix):
-    path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
-    seen = pixels(path, AS_STORED)
-    assert seen.shape == scene.shape and np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
+def test_images_are_read_as_stored_if_exif_is_off(save_image, scene, orientation, suffix):
+    path = save_image(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
+    actual = pixels(path, AS_STORED)
+    assert actual.shape == scene.shape and np.abs(actual[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
     assert image_size(path, AS_STORED) == (48, 32)
     reduced = read_reduced(path, AS_STORED, (48, 32))
-    assert (np.asarray(reduced.image) == seen).all() and reduced.frame == (0, 0, 48, 32)
+    assert (np.asarray(reduced.image) == actual).all() and reduced.frame == (0, 0, 48, 32)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
-def test_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
+def test_minmax_stretches_grey_values_to_the_full_range(save_image, kind):
     """Without it, a 12-bit image stored with 16 bits is nearly black; 8-bit images are not changed."""
-    path = saved(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
+    path = save_image(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
     assert pixels(path, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 128, 255]
-    shares = saved(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), "b.tif")
-    assert pixels(shares, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 255]
-    assert pixels(shares)[0, :, 0].tolist() == [64, 128]
-    eight = saved(Image.fromarray(np.array([[100, 120]], np.uint8)), "c.png")
+    fractions = save_image(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), "b.tif")
+    assert pixels(fractions, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 255]
+    assert pixels(fractions)[0, :, 0].tolist() == [64, 128]
+    eight = save_image(Image.fromarray(np.array([[100, 120]], np.uint8)), "c.png")
     assert pixels(eight, DataConfig(depth="minmax"))[0, :, 0].tolist() == [100, 120]
 
 
-SUFFIXES_CUT = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
+SUFFIXES = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
 
 
 @pytest.mark.slow
 @settings(
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(suffix=st.sampled_from(SUFFIXES_CUT), share=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
-def test_an_image_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
+@given(suffix=st.sampled_from(SUFFIXES), fraction=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
+def test_an_image_truncated_at_any_byte_is_refused_or_read_correctly(save_image, tmp_path, suffix, fraction, last):
     """If the image is read, all pixels are correct, except in the last rows of a JPEG."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
-    whole = saved(noise, f"a.{suffix}")
-    content = whole.read_bytes()
+    original = save_image(noise, f"a.{suffix}")
+    content = original.read_bytes()
     cut = tmp_path / f"cut.{suffix}"
-    for end in (int(len(content) * share), max(0, len(content) - last)):
+    for end in (int(len(content) * fraction), max(0, len(content) - last)):
         cut.write_bytes(content[:end])
         try:
-            seen = pixels(cut)
+            actual = pixels(cut)
         except DataError as error:
             assert str(cut) in str(error) and len(str(error)) < 1000
         else:
-            same = (seen == pixels(whole)).all((1, 2))
+            same = (actual == pixels(original)).all((1, 2))
             assert same.all() or (suffix == "jpg" and same[: int(0.95 * len(same)) - 1].all())
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("reduced", [False, True])
-def test_a_jpeg_without_its_last_bytes_is_used_as_far_as_it_goes(saved, tmp_path, caplog, progressive, reduced):
+def test_a_jpeg_missing_its_last_bytes_is_read_with_one_warning(save_image, tmp_path, caplog, progressive, reduced):
     rng = np.random.default_rng(4)
     smooth = Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).resize((480, 640))
-    content = saved(smooth, "a.jpg", quality=90, progressive=progressive).read_bytes()
+    content = save_image(smooth, "a.jpg", quality=90, progressive=progressive).read_bytes()
 
     def read(name, end):
         path = tmp_path / name
@@ -400,11 +404,11 @@ def test_a_jpeg_without_its_last_bytes_is_used_as_far_as_it_goes(saved, tmp_path
         image = read_reduced(path, DataConfig(), (240, 320)).image if reduced else read_image(path, DataConfig())
         return np.asarray(image).astype(int)
 
-    whole = read("whole.jpg", len(content))
+    full = read("whole.jpg", len(content))
     for _ in range(2):
         cut = read("cut.jpg", len(content) - 20)
-    rows = int(0.95 * len(whole))
-    assert cut.shape == whole.shape and np.abs(cut[:rows] - whole[:rows]).mean() < 3
+    rows = int(0.95 * len(full))
+    assert cut.shape == full.shape and np.abs(cut[:rows] - full[:rows]).mean() < 3
     assert [record.message.split(" is truncated; ")[0] for record in caplog.records] == [str(tmp_path / "cut.jpg")]
     with pytest.raises(DataError, match=r"of its rows are intact|its last scans are missing"):
         read("half.jpg", len(content) // 2)

@@ -20,9 +20,9 @@ DOCUMENT = {
 }
 
 
-def refusal(act, *args):
+def error_message(function, *args):
     with pytest.raises(DataError) as caught:
-        act(*args)
+        function(*args)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -69,7 +69,7 @@ def put(root: Path, *names: str, document=DOCUMENT):
         ("plain COCO", ("_annotations.coco.json", "a.png"), None),
     ],
 )  # fmt: skip
-def test_a_layout_is_found_by_looking(tmp_path, kind, train, val):
+def test_a_layout_is_recognised_by_its_files(tmp_path, kind, train, val):
     put(tmp_path, *train, *(val or ()))
     layout = find_layout(tmp_path)
     assert layout.kind == kind and layout.train.annotations == tmp_path / train[0]
@@ -81,38 +81,38 @@ def test_a_layout_is_found_by_looking(tmp_path, kind, train, val):
         assert read_annotations(layout.val).path(0) == tmp_path / val[1]
 
 
-def test_other_annotation_files_beside_the_instances_do_not_matter(tmp_path):
+def test_other_annotation_files_beside_the_instances_are_ignored(tmp_path):
     put(tmp_path, "annotations/instances_train2017.json", "annotations/captions_train2017.json",
         "annotations/person_keypoints_val2017.json", "train2017/a.png")  # fmt: skip
     layout = find_layout(tmp_path)
     assert layout.train.annotations.name == "instances_train2017.json" and layout.val is None
 
 
-def test_a_validation_split_alone_is_enough(tmp_path):
+def test_a_dataset_with_only_a_validation_split_is_evaluated_but_not_trained_on(tmp_path):
     put(tmp_path, "annotations/instances_val2017.json", "val2017/a.png")
     layout = find_layout(tmp_path)
     assert layout.train == layout.val and list(layout.splits()) == ["val"]
     assert len(open_split(DataConfig(path=str(tmp_path)), "val", None).boxes) == 1
-    assert "has no training split" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
+    assert "has no training split" in error_message(open_dataset, DataConfig(path=str(tmp_path)))
 
 
-def test_several_files_for_one_split_are_refused_by_name(tmp_path):
+def test_several_annotation_files_for_one_split_are_refused(tmp_path):
     put(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json")
-    message = refusal(find_layout, tmp_path)
+    message = error_message(find_layout, tmp_path)
     assert "instances_train2014.json, instances_train2017.json" in message and "leave one" in message
     plain = tmp_path / "plain"
     put(plain, "x.json", "y.json")
-    assert "x.json, y.json" in refusal(find_layout, plain)
+    assert "x.json, y.json" in error_message(find_layout, plain)
     put(plain, "annotations.json")
     assert find_layout(plain).train.annotations.name == "annotations.json"
 
 
 def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
-    assert f"the data folder {tmp_path / 'none'} does not exist" in refusal(find_layout, tmp_path / "none")
+    assert f"the data folder {tmp_path / 'none'} does not exist" in error_message(find_layout, tmp_path / "none")
     (tmp_path / "file.json").write_text("{}")
-    assert "is a file; give the folder" in refusal(find_layout, tmp_path / "file.json")
+    assert "is a file; give the folder" in error_message(find_layout, tmp_path / "file.json")
     (tmp_path / "empty").mkdir()
-    message = refusal(find_layout, tmp_path / "empty")
+    message = error_message(find_layout, tmp_path / "empty")
     assert (
         "no annotations found" in message
         and "_annotations.coco.json" in message
@@ -123,7 +123,7 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
 # opening the dataset
 
 
-def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_images(tmp_path):
+def test_a_dataset_reports_its_source_and_evaluation_on_training_images(tmp_path):
     put(tmp_path, "annotations.json", "a.png")
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val is data.train and data.source == f"{tmp_path} (plain COCO layout)"
@@ -132,43 +132,45 @@ def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_images
     ]
 
 
-def test_validation_classes_are_numbered_by_training(tmp_path):
+def test_validation_labels_follow_the_training_classes(tmp_path):
     put(tmp_path, "train.json", "train/a.png")
-    kinds = [{"id": 2, "name": "star"}, {"id": 4, "name": "disc"}]
-    rows = [DOCUMENT["annotations"][0] | {"category_id": kind} for kind in (2, 4)]
-    put(tmp_path, "val.json", "val/a.png", document=DOCUMENT | {"categories": kinds, "annotations": rows})
+    categories = [{"id": 2, "name": "star"}, {"id": 4, "name": "disc"}]
+    rows = [DOCUMENT["annotations"][0] | {"category_id": category_id} for category_id in (2, 4)]
+    put(tmp_path, "val.json", "val/a.png", document=DOCUMENT | {"categories": categories, "annotations": rows})
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val.labels.tolist() == [-1, 0]
     assert "val.json: classes that were not trained on" in data.notes[0]
 
 
-def test_nothing_to_learn_is_refused(tmp_path):
+def test_a_dataset_without_objects_is_refused(tmp_path):
     put(tmp_path, "annotations.json", "a.png", document=DOCUMENT | {"annotations": []})
-    assert "has 1 image but no objects to train on" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
+    assert "has 1 image but no objects to train on" in error_message(open_dataset, DataConfig(path=str(tmp_path)))
 
 
-def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
+def test_a_split_is_opened_only_if_the_model_knows_one_of_its_classes(tmp_path):
     put(tmp_path, "annotations.json", "a.png")
     config = DataConfig(path=str(tmp_path))
     assert open_split(config, "train", [Category(4, "disc")]).labels.tolist() == [0]
-    assert "has a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
-    missing = refusal(open_split, config, "val", [Category(4, "disc")])
+    assert "has a class that the model knows (star)" in error_message(
+        open_split, config, "train", [Category(5, "star")]
+    )
+    missing = error_message(open_split, config, "val", [Category(4, "disc")])
     assert "use --split train" in missing and "--set data.val_fraction=0.2" in missing
-    assert "val_fraction" not in refusal(open_split, config, "test", [Category(4, "disc")])
+    assert "val_fraction" not in error_message(open_split, config, "test", [Category(4, "disc")])
 
 
-def test_sample_images_are_drawn_once_and_again_after_an_unfinished_time(tmp_path, monkeypatch):
+def test_sample_images_are_cached_and_redrawn_if_incomplete(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = sample_folder(2)
     assert folder.is_relative_to(tmp_path)
-    finished = folder / "annotations" / "instances_train2017.json"
-    before = finished.stat().st_mtime_ns
-    assert sample_folder(2) == folder and finished.stat().st_mtime_ns == before
+    annotations = folder / "annotations" / "instances_train2017.json"
+    before = annotations.stat().st_mtime_ns
+    assert sample_folder(2) == folder and annotations.stat().st_mtime_ns == before
     shutil.rmtree(folder / "annotations")
     assert find_layout(sample_folder(2)).val is not None
 
 
-def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path, monkeypatch):
+def test_a_temporary_folder_replaces_an_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

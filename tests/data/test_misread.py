@@ -39,28 +39,28 @@ def xml(box, name="a.jpg", kind="c") -> str:
     )
 
 
-def drawn_box(rng: random.Random) -> tuple[int, int, int, int]:
+def random_box(rng: random.Random) -> tuple[int, int, int, int]:
     return rng.randint(0, 200), rng.randint(0, 120), rng.randint(20, 100), rng.randint(20, 70)
 
 
-def shares(box) -> list[float]:
+def fractions(box) -> list[float]:
     x, y, w, h = box
     return [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
 
 
 def yolo(folder: Path, line, num=12, yaml=YAML, splits=("train", "val")) -> dict[str, list]:
     """Write a YOLO folder with one object per image, formatted by `line(box)`, and return the boxes by split."""
-    rng, drawn = random.Random(7), {}
+    rng, boxes = random.Random(7), {}
     put(folder / "data.yaml", yaml)
     for split in splits:
-        drawn[split] = [drawn_box(rng) for _ in range(num)]
-        for i, box in enumerate(drawn[split]):
+        boxes[split] = [random_box(rng) for _ in range(num)]
+        for i, box in enumerate(boxes[split]):
             put(folder / "images" / split / f"{i:03d}.jpg")
             put(folder / "labels" / split / f"{i:03d}.txt", f"{line(box)}\n")
-    return drawn
+    return boxes
 
 
-def written(*values: float) -> str:
+def yolo_line(*values: float) -> str:
     return " ".join(["0", *(f"{value:.6f}" for value in values)])
 
 
@@ -68,8 +68,8 @@ def read(folder: Path, split="train", config=None):
     return read_annotations(find_layout(folder).splits()[split], config=config or DataConfig())
 
 
-def close(found, boxes) -> bool:
-    return found.boxes.shape == (len(boxes), 4) and np.allclose(found.boxes, list(boxes), atol=0.01)
+def close(annotations, boxes) -> bool:
+    return annotations.boxes.shape == (len(boxes), 4) and np.allclose(annotations.boxes, list(boxes), atol=0.01)
 
 
 def keypoints(box, count: int, dims: int) -> list[float]:
@@ -79,52 +79,52 @@ def keypoints(box, count: int, dims: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("count", "dims"), [(1, 2), (2, 2), (3, 2), (2, 3), (17, 3), (5, 3)])
-@pytest.mark.parametrize("message", [True, False])
-def test_keypoints_after_a_box_are_not_a_polygon(tmp_path, count, dims, message):
-    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if message else "")
-    drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, count, dims)), yaml=yaml)
-    assert close(read(tmp_path), drawn["train"])
+@pytest.mark.parametrize("has_kpt_shape", [True, False])
+def test_keypoints_after_a_box_are_not_a_polygon(tmp_path, count, dims, has_kpt_shape):
+    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if has_kpt_shape else "")
+    boxes = yolo(tmp_path, lambda box: yolo_line(*fractions(box), *keypoints(box, count, dims)), yaml=yaml)
+    assert close(read(tmp_path), boxes["train"])
 
 
-def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_reported(tmp_path):
-    drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, 2, 2)), num=3)
+def test_a_few_lines_that_may_be_keypoints_or_polygons_are_refused_until_kpt_shape_is_set(tmp_path):
+    boxes = yolo(tmp_path, lambda box: yolo_line(*fractions(box), *keypoints(box, 2, 2)), num=3)
     with pytest.raises(DataError, match="either polygons or boxes with keypoints") as caught:
         read(tmp_path)
     assert caught.value.code == "DATA-LABEL-FORM" and "kpt_shape" in caught.value.fix
     put(tmp_path / "data.yaml", YAML + "kpt_shape: [2, 2]\n")
-    assert close(read(tmp_path), drawn["train"])
+    assert close(read(tmp_path), boxes["train"])
 
 
 @pytest.mark.parametrize("num", [1, 12])
 def test_polygons_become_their_bounding_boxes(tmp_path, num):
-    def corners(box):
+    def polygon_line(box):
         x, y, w, h = box
         points = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
-        return written(*(v for px, py in points for v in (px / WIDTH, py / HEIGHT)))
+        return yolo_line(*(v for px, py in points for v in (px / WIDTH, py / HEIGHT)))
 
-    drawn = yolo(tmp_path, corners, num)
-    assert close(read(tmp_path), drawn["train"])
+    boxes = yolo(tmp_path, polygon_line, num)
+    assert close(read(tmp_path), boxes["train"])
 
 
-def test_a_trackers_lines_are_refused(tmp_path):
-    yolo(tmp_path, lambda box: written(*shares(box), 0.93) + " 1")
+def test_lines_with_a_confidence_and_a_track_are_refused(tmp_path):
+    yolo(tmp_path, lambda box: yolo_line(*fractions(box), 0.93) + " 1")
     with pytest.raises(DataError, match="a box, a confidence and a track"):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("meant", ["x0 y0 x1 y1", "the top left corner, width and height"])
-def test_fractions_of_another_convention_are_refused(tmp_path, meant):
+@pytest.mark.parametrize("convention", ["x0 y0 x1 y1", "the top left corner, width and height"])
+def test_normalised_boxes_in_another_convention_are_refused(tmp_path, convention):
     def line(box):
         x, y, w, h = box
-        far = (x + w, y + h) if meant == "x0 y0 x1 y1" else (w, h)
-        return written(x / WIDTH, y / HEIGHT, far[0] / WIDTH, far[1] / HEIGHT)
+        far = (x + w, y + h) if convention == "x0 y0 x1 y1" else (w, h)
+        return yolo_line(x / WIDTH, y / HEIGHT, far[0] / WIDTH, far[1] / HEIGHT)
 
     yolo(tmp_path, line, num=30)
-    with pytest.raises(DataError, match=meant):
+    with pytest.raises(DataError, match=convention):
         read(tmp_path)
 
 
-def spoil(folder: Path, kind: str) -> None:
+def add_hidden_files(folder: Path, kind: str) -> None:
     """Add the hidden files that a system or tool creates beside every file."""
     for file in [p for p in folder.rglob("*") if p.is_file()]:
         if kind == "jupyter":
@@ -149,7 +149,7 @@ def test_hidden_files_are_ignored(tmp_path, layout, kind):
                 "categories": [{"id": 1, "name": "c"}],
                 "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}]}  # fmt: skip
     if layout == "yolo":
-        yolo(tmp_path, lambda box: written(*shares(box)), 2)
+        yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 2)
     for split in ("train", "val"):
         if layout == "voc":
             put(tmp_path / "JPEGImages" / f"{split}.jpg")
@@ -164,32 +164,32 @@ def test_hidden_files_are_ignored(tmp_path, layout, kind):
             put(tmp_path / "images" / "a.jpg")
             put(tmp_path / f"{split}.json", json.dumps(document))
 
-    def seen():
-        found = {name: read_annotations(where) for name, where in find_layout(tmp_path).splits().items()}
-        return {name: (one.file_names.tolist(), one.boxes.tolist()) for name, one in found.items()}
+    def read_all():
+        splits = {name: read_annotations(location) for name, location in find_layout(tmp_path).splits().items()}
+        return {name: (part.file_names.tolist(), part.boxes.tolist()) for name, part in splits.items()}
 
-    clean = seen()
-    spoil(tmp_path, kind)
-    assert seen() == clean and all(boxes for _, boxes in clean.values())
+    clean = read_all()
+    add_hidden_files(tmp_path, kind)
+    assert read_all() == clean and all(boxes for _, boxes in clean.values())
 
 
-def test_a_voc_files_own_name_outranks_a_stale_filename(tmp_path):
+def test_the_name_of_a_voc_file_takes_precedence_over_its_filename_element(tmp_path):
     rng = random.Random(3)
-    boxes = {f"{i:03d}": drawn_box(rng) for i in range(4)}
+    boxes = {f"{i:03d}": random_box(rng) for i in range(4)}
     for stem, box in boxes.items():
         put(tmp_path / "JPEGImages" / f"{stem}.jpg")
         put(tmp_path / "Annotations" / f"{stem}.xml", xml(box, name="002.jpg"))
-    found = read(tmp_path)
-    assert [name.decode() for name in found.file_names] == [f"{stem}.jpg" for stem in boxes]
-    assert close(found, list(boxes.values()))
-    assert any("`<filename>` is another image" in note and "000.xml says 002.jpg" in note for note in found.notes)
+    annotations = read(tmp_path)
+    assert [name.decode() for name in annotations.file_names] == [f"{stem}.jpg" for stem in boxes]
+    assert close(annotations, list(boxes.values()))
+    assert any("`<filename>` is another image" in note and "000.xml says 002.jpg" in note for note in annotations.notes)
 
 
 @pytest.mark.parametrize(
     "line", ["{}", '"{}"', "{}.jpg", "{}  1", "{} -1", "/home/me/VOC/JPEGImages/{}.jpg", "D:\\x\\{}.jpg"]
 )
 @pytest.mark.parametrize("stem", ["000001", "my cell", "a 1"])
-def test_a_voc_list_names_files_as_tools_write_them(tmp_path, line, stem):
+def test_voc_lists_may_name_images_in_any_common_form(tmp_path, line, stem):
     for name in (stem, "other"):
         put(tmp_path / "JPEGImages" / f"{name}.jpg")
         put(tmp_path / "Annotations" / f"{name}.xml", xml((1, 2, 30, 40)))
@@ -197,15 +197,15 @@ def test_a_voc_list_names_files_as_tools_write_them(tmp_path, line, stem):
     assert [name.decode() for name in read(tmp_path).file_names] == [f"{stem}.jpg"]
 
 
-ELSEWHERE = ["images\\train\\{}.jpg", ".\\images\\train\\{}.jpg", "C:\\data\\ds\\images\\train\\{}.jpg"]
-ELSEWHERE += ["images/train/{}.jpg 1", "# comment\nimages/train/{}.jpg"]
+LIST_LINES = ["images\\train\\{}.jpg", ".\\images\\train\\{}.jpg", "C:\\data\\ds\\images\\train\\{}.jpg"]
+LIST_LINES += ["images/train/{}.jpg 1", "# comment\nimages/train/{}.jpg"]
 
 
-@pytest.mark.parametrize("line", ELSEWHERE)
-def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
-    drawn = yolo(tmp_path, lambda box: written(*shares(box)), 3, "train: train.txt\nnames: [c]\n", ("train",))
+@pytest.mark.parametrize("line", LIST_LINES)
+def test_yolo_lists_from_any_system_find_their_labels(tmp_path, line):
+    boxes = yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 3, "train: train.txt\nnames: [c]\n", ("train",))
     put(tmp_path / "train.txt", "".join(line.format(f"{i:03d}") + "\n" for i in range(3)))
-    assert close(read(tmp_path), drawn["train"])
+    assert close(read(tmp_path), boxes["train"])
 
 
 @pytest.mark.parametrize(
@@ -217,40 +217,47 @@ def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
         ("[2024-01-01, 0x1F]", ["2024-01-01", "0x1F"]),
     ],
 )
-def test_names_are_taken_as_they_are_written(tmp_path, names, expected):
-    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(expected)}\nnames: {names}\n")
+def test_yolo_class_names_are_read_literally(tmp_path, names, expected):
+    yolo(
+        tmp_path,
+        lambda box: yolo_line(*fractions(box)),
+        1,
+        f"train: images/train\nnc: {len(expected)}\nnames: {names}\n",
+    )
     assert [c.name for c in read(tmp_path).categories] == expected
 
 
-def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
-    yolo(tmp_path, lambda box: "2" + written(*shares(box))[1:], 2, YAML.replace("[c]", "[car, bus, car]"))
+def test_classes_with_the_same_name_are_merged_in_every_split(tmp_path):
+    yolo(tmp_path, lambda box: "2" + yolo_line(*fractions(box))[1:], 2, YAML.replace("[c]", "[car, bus, car]"))
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert sorted(c.name for c in data.train.categories) == ["bus", "car"]
     label = [c.name for c in data.train.categories].index("car")
     assert set(data.train.labels.tolist()) == set(data.val.labels.tolist()) == {label}
 
 
-def test_a_duplicate_key_is_refused(tmp_path):
-    yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML + "names: [d]\n")
+def test_a_duplicate_yaml_key_is_refused(tmp_path):
+    yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 1, YAML + "names: [d]\n")
     with pytest.raises(DataError, match="`names` appears twice"):
         read(tmp_path)
 
 
-def test_a_val_entry_that_does_not_exist_is_named(tmp_path):
-    yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML.replace("images/val", "images/vall"))
+def test_a_missing_val_folder_is_reported_with_a_suggestion(tmp_path):
+    yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 1, YAML.replace("images/val", "images/vall"))
     assert "`val: images/vall` of data.yaml does not exist; did you mean images/val?" in find_layout(tmp_path).gap
 
 
-def test_one_folder_for_train_and_val_is_trained_on_with_a_warning(tmp_path):
-    yolo(tmp_path, lambda box: written(*shares(box)), 2, YAML.replace("images/val", "images/train"), ("train",))
+def test_the_same_folder_for_train_and_val_is_reported(tmp_path):
+    yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 2, YAML.replace("images/val", "images/train"), ("train",))
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val is data.train and any("`train` and `val` are the same images" in note for note in data.notes)
 
 
 def test_a_test_split_can_be_evaluated_on(tmp_path):
-    drawn = yolo(tmp_path, lambda box: written(*shares(box)), 2, YAML + "test: images/test\n", ("train", "val", "test"))
+    boxes = yolo(
+        tmp_path, lambda box: yolo_line(*fractions(box)), 2, YAML + "test: images/test\n", ("train", "val", "test")
+    )
     config = DataConfig(path=str(tmp_path))
-    assert close(open_split(config, "test", [Category(0, "c")]), drawn["test"])
+    assert close(open_split(config, "test", [Category(0, "c")]), boxes["test"])
     shutil.rmtree(tmp_path / "images" / "test")
     with pytest.raises(DataError, match="no test split"):
         open_split(config, "test", None)
@@ -264,28 +271,28 @@ def test_other_yaml_files_in_the_folder_are_ignored(tmp_path):
     assert find_layout(tmp_path).kind == "Pascal VOC"
 
 
-def test_images_that_are_not_read_are_named_and_not_dropped(tmp_path):
-    yolo(tmp_path, lambda box: written(*shares(box)), 3)
+def test_unreadable_images_are_reported_and_not_dropped(tmp_path):
+    yolo(tmp_path, lambda box: yolo_line(*fractions(box)), 3)
     (tmp_path / "images" / "train" / "001.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     (tmp_path / "images" / "train" / "001.jpg").rename(tmp_path / "images" / "train" / "001.heic")
     with pytest.raises(DataError, match=r"001\.heic"):
         read(tmp_path)
 
 
-def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
-    drawn = yolo(tmp_path / "disk", lambda box: written(*shares(box)), 2)
+def test_a_symlinked_folder_is_read_only_with_follow_symlinks(tmp_path):
+    boxes = yolo(tmp_path / "disk", lambda box: yolo_line(*fractions(box)), 2)
     put(tmp_path / "data" / "data.yaml", YAML)
     for name in ("images", "labels"):
         (tmp_path / "data" / name).symlink_to(tmp_path / "disk" / name)
     config = DataConfig(follow_symlinks=True)
-    found = read_annotations(find_layout(tmp_path / "data", True).train, config=config)
-    assert close(found, drawn["train"])
+    annotations = read_annotations(find_layout(tmp_path / "data", True).train, config=config)
+    assert close(annotations, boxes["train"])
     with pytest.raises(DataError, match="leads out of the data folder"):
         find_layout(tmp_path / "data")
 
 
 @pytest.mark.parametrize(
-    ("message", "there"),
+    ("file_name", "on_disk"),
     [
         ("A.JPG", "a.jpg"),
         (unicodedata.normalize("NFD", "é.jpg"), "é.jpg"),
@@ -294,13 +301,13 @@ def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
         ("elsewhere/a.jpg", "a.jpg"),
     ],
 )
-def test_a_file_name_that_nearly_matches_is_found_and_reported(make_coco, tmp_path, message, there):
+def test_a_file_name_that_nearly_matches_is_found_and_reported(make_coco, tmp_path, file_name, on_disk):
     (tmp_path / "train2017").mkdir()
-    put(tmp_path / "train2017" / there)
-    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=message))
-    found = read_annotations(split)
-    assert there in [name.decode() for name in found.file_names.tolist()] and len(found.image_ids) == 2
-    assert any(f"{message} -> {there}" in note for note in found.notes)
+    put(tmp_path / "train2017" / on_disk)
+    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=file_name))
+    annotations = read_annotations(split)
+    assert on_disk in [name.decode() for name in annotations.file_names.tolist()] and len(annotations.image_ids) == 2
+    assert any(f"{file_name} -> {on_disk}" in note for note in annotations.notes)
 
 
 def test_an_ambiguous_file_name_is_refused(make_coco, tmp_path):
@@ -313,32 +320,32 @@ def test_an_ambiguous_file_name_is_refused(make_coco, tmp_path):
 
 
 def test_an_lvis_url_is_used_as_a_file_name(make_coco, tmp_path):
-    def addressed(document):
+    def use_urls(document):
         for row in document["images"]:
             row["coco_url"] = f"http://images.cocodataset.org/train2017/{row.pop('file_name')}"
 
-    split = make_coco(edit=addressed)
+    split = make_coco(edit=use_urls)
     assert len(read_annotations(split._replace(image_roots=[tmp_path])).image_ids) == 2
     assert len(read_annotations(split).image_ids) == 2
 
 
 @pytest.mark.parametrize("count", [2, 24])
-def test_a_box_without_size_is_a_slip_in_a_small_set_too(make_coco, count):
+def test_a_single_box_without_size_is_accepted_even_in_a_small_dataset(make_coco, count):
     rows = [(1, 3 * k, 5, 20, 12) for k in range(count)] + [(2, 5, 5, 0, 9)]
     annotations = read_annotations(make_coco({1: rows}, size=(200, 48)))
     assert int(annotations.trainable().sum()) == count
     assert any("has no width or height, not trained on" in note for note in annotations.notes)
 
 
-def test_a_heading_with_a_classs_own_name_is_that_class(make_coco):
+def test_an_unused_category_is_merged_with_a_class_of_the_same_name(make_coco):
     categories = {0: "disc", 1: "disc", 2: "ring"}
     annotations = read_annotations(make_coco(categories=categories))
     assert annotations.categories == [Category(1, "disc"), Category(2, "ring")]
 
 
-def test_a_voc_list_may_name_files_in_folders_below(tmp_path):
+def test_a_voc_list_may_name_files_in_subfolders(tmp_path):
     rng = random.Random(5)
-    boxes = {name: drawn_box(rng) for name in ("cam1/a", "cam2/a", "cam1/b")}
+    boxes = {name: random_box(rng) for name in ("cam1/a", "cam2/a", "cam1/b")}
     for name, box in boxes.items():
         put(tmp_path / "JPEGImages" / f"{name}.jpg")
         put(tmp_path / "Annotations" / f"{name}.xml", xml(box))
@@ -349,7 +356,7 @@ def test_a_voc_list_may_name_files_in_folders_below(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["yolo", "classes.txt", "csv", "coco"])
-def test_control_characters_in_a_class_name_are_shown_escaped_and_left_out(tmp_path, kind):
+def test_control_characters_in_a_class_name_are_removed_and_reported(tmp_path, kind):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
     name = "\x1b[31mred\x7f cell"
@@ -361,17 +368,17 @@ def test_control_characters_in_a_class_name_are_shown_escaped_and_left_out(tmp_p
     elif kind == "csv":
         text, file = f"filename,xmin,ymin,xmax,ymax,class\na.png,1,1,9,9,{name}\n", "train.csv"
     else:
-        rows = {"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        document = {"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
                 "categories": [{"id": 1, "name": name}],
                 "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}]}  # fmt: skip
-        text, file = json.dumps(rows), "annotations.json"
+        text, file = json.dumps(document), "annotations.json"
     (tmp_path / file).write_text(text)
-    found = read_annotations(find_layout(tmp_path).train)
-    assert [category.name for category in found.categories] == ["[31mred cell"]
-    assert any(r"'\x1b[31mred\x7f cell' -> [31mred cell" in note for note in found.notes)
+    annotations = read_annotations(find_layout(tmp_path).train)
+    assert [category.name for category in annotations.categories] == ["[31mred cell"]
+    assert any(r"'\x1b[31mred\x7f cell' -> [31mred cell" in note for note in annotations.notes)
 
 
-def photographs(folder: Path, orientation: int, as_stored: bool, decimals: int = 6, whole: bool = True) -> None:
+def write_rotated(folder: Path, orientation: int, as_stored: bool, decimals: int = 6, integer: bool = True) -> None:
     """Write four YOLO images with an EXIF orientation, and a box for each in the stored or the upright image."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -380,45 +387,45 @@ def photographs(folder: Path, orientation: int, as_stored: bool, decimals: int =
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path, exif=exif)
         width, height = (WIDTH, HEIGHT) if as_stored or orientation < 5 else (HEIGHT, WIDTH)
-        x, y, w, h = np.array([17 + 3 * n, 23, 41, 61]) + (0 if whole else 0.37)
+        x, y, w, h = np.array([17 + 3 * n, 23, 41, 61]) + (0 if integer else 0.37)
         row = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
         put(folder / "labels" / "train" / f"{n}.txt", "0 " + " ".join(f"{value:.{decimals}f}" for value in row) + "\n")
     put(folder / "data.yaml", "train: images/train\nnames: [c]\n")
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_yolo_labels_on_the_pixels_as_stored_of_turned_photographs_are_refused_with_the_setting(tmp_path, orientation):
-    photographs(tmp_path, orientation, as_stored=True)
+def test_yolo_labels_drawn_without_exif_rotation_are_refused(tmp_path, orientation):
+    write_rotated(tmp_path, orientation, as_stored=True)
     split = find_layout(tmp_path).train
-    with pytest.raises(DataError, match=r"4 of 4 boxes fit the image as stored.*data\.exif=false") as refused:
+    with pytest.raises(DataError, match=r"4 of 4 boxes fit the image as stored.*data\.exif=false") as caught:
         read_annotations(split)
-    assert refused.value.code == "DATA-IMAGE-TURNED"
-    found = read_annotations(split, config=DataConfig(exif=False))
-    assert found.sizes.tolist() == [[WIDTH, HEIGHT]] * 4 and found.boxes[0].tolist() == [17, 23, 41, 61]
+    assert caught.value.code == "DATA-IMAGE-TURNED"
+    annotations = read_annotations(split, config=DataConfig(exif=False))
+    assert annotations.sizes.tolist() == [[WIDTH, HEIGHT]] * 4 and annotations.boxes[0].tolist() == [17, 23, 41, 61]
 
 
-@pytest.mark.parametrize(("orientation", "whole", "warned"), [(6, True, False), (6, False, True), (3, True, True)])
-def test_yolo_labels_of_turned_photographs_are_warned_of_where_nothing_shows_how_they_were_drawn(
-    tmp_path, orientation, whole, warned
+@pytest.mark.parametrize(("orientation", "integer", "warned"), [(6, True, False), (6, False, True), (3, True, True)])
+def test_yolo_labels_of_rotated_images_are_reported_if_their_orientation_is_unclear(
+    tmp_path, orientation, integer, warned
 ):
-    photographs(tmp_path, orientation, as_stored=False, whole=whole)
+    write_rotated(tmp_path, orientation, as_stored=False, integer=integer)
     notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
     assert ("it is unclear whether the boxes were drawn on the upright image" in notes) == warned
 
 
 @pytest.mark.parametrize(
-    ("row", "meant"), [("0.4 0.3 0.9 0.8", "x0 y0 x1 y1"), ("0.05 0.6 0.8 0.3", "top left corner")]
+    ("row", "convention"), [("0.4 0.3 0.9 0.8", "x0 y0 x1 y1"), ("0.05 0.6 0.8 0.3", "top left corner")]
 )
-def test_a_few_yolo_boxes_written_as_something_else_are_warned_of(tmp_path, row, meant):
+def test_a_few_yolo_boxes_in_another_convention_are_reported(tmp_path, row, convention):
     put(tmp_path / "images" / "train" / "a.jpg")
     put(tmp_path / "labels" / "train" / "a.txt", f"0 {row}\n" * 3)
     put(tmp_path / "data.yaml", "train: images/train\nnames: [c]\n")
     notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
-    assert "3 of 3 boxes reach beyond their image" in notes and meant in notes
+    assert "3 of 3 boxes reach beyond their image" in notes and convention in notes
 
 
 @pytest.mark.parametrize(("used", "warned"), [((1, 2), True), ((0, 1, 2), False), ((1,), False)])
-def test_yolo_classes_that_seem_to_count_from_1_are_warned_of(tmp_path, used, warned):
+def test_yolo_classes_that_seem_to_start_at_1_are_reported(tmp_path, used, warned):
     put(tmp_path / "images" / "train" / "a.jpg")
     put(tmp_path / "labels" / "train" / "a.txt", "".join(f"{k} 0.5 0.5 0.2 0.2\n" for k in used))
     put(tmp_path / "data.yaml", "train: images/train\nnames: [a, b, c]\n")

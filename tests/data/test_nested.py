@@ -37,12 +37,12 @@ FORMATS = {".xml": (xml,), ".txt": (kitti, visdrone, yolo)}
 WRITERS = [(write, suffix) for suffix, writers in FORMATS.items() for write in writers]
 
 
-def put(folder: Path, labels: str, images: str, number: int, form) -> tuple[int, int, int, int]:
+def put(folder: Path, labels: str, images: str, number: int, writer) -> tuple[int, int, int, int]:
     """Write the image 1.png and its label file, and return its box, xywh."""
-    write, suffix = form
+    write, suffix = writer
     box = (0, number, 20 + number, 30)
-    for place in (folder / labels, folder / images):
-        place.mkdir(parents=True, exist_ok=True)
+    for directory in (folder / labels, folder / images):
+        directory.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / images / "1.png")
     (folder / labels / f"1{suffix}").write_text(write(*box))
     if write is yolo:
@@ -50,64 +50,64 @@ def put(folder: Path, labels: str, images: str, number: int, form) -> tuple[int,
     return box
 
 
-def boxes_of(split: Split, folder: Path) -> dict[str, list[float]]:
-    found = read_annotations(split)
-    names = [found.path(i).parent.relative_to(folder).as_posix() for i in found.owners().tolist()]
-    return dict(zip(names, np.round(found.boxes, 3).tolist(), strict=True))
+def read_boxes(split: Split, folder: Path) -> dict[str, list[float]]:
+    annotations = read_annotations(split)
+    names = [annotations.path(i).parent.relative_to(folder).as_posix() for i in annotations.owners().tolist()]
+    return dict(zip(names, np.round(annotations.boxes, 3).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("labels", ["marks/{}", "all/marks/{}/left"])
-def test_folders_of_the_same_names_below_labels_and_images_are_one_split(tmp_path, form, labels):
+def test_matching_subfolders_of_labels_and_images_are_one_split(tmp_path, writer, labels):
     expected = {}
-    for number, place in enumerate(("red ants", "ants/black", "été")):
-        images = labels.format(place).replace("marks", "photos")
-        expected[images] = list(put(tmp_path, labels.format(place), images, number, form))
-    assert boxes_of(find_layout(tmp_path).train, tmp_path) == expected
+    for number, subfolder in enumerate(("red ants", "ants/black", "été")):
+        images = labels.format(subfolder).replace("marks", "photos")
+        expected[images] = list(put(tmp_path, labels.format(subfolder), images, number, writer))
+    assert read_boxes(find_layout(tmp_path).train, tmp_path) == expected
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_splits_may_each_have_folders_below_them(tmp_path, form):
+@pytest.mark.parametrize("writer", WRITERS)
+def test_splits_may_have_subfolders(tmp_path, writer):
     expected: dict[str, dict[str, list[float]]] = {"train": {}, "val": {}}
-    for number, (split, place) in enumerate((s, p) for s in expected for p in ("one", "two")):
-        images = f"images/{split}/{place}"
-        expected[split][images] = list(put(tmp_path, f"marks/{split}/{place}", images, number, form))
+    for number, (split, subfolder) in enumerate((s, p) for s in expected for p in ("one", "two")):
+        images = f"images/{split}/{subfolder}"
+        expected[split][images] = list(put(tmp_path, f"marks/{split}/{subfolder}", images, number, writer))
     layout = find_layout(tmp_path)
-    assert {name: boxes_of(split, tmp_path) for name, split in layout.splits().items()} == expected
+    assert {name: read_boxes(split, tmp_path) for name, split in layout.splits().items()} == expected
 
 
-def test_folders_above_which_is_one_of_another_split_are_not_taken_together(tmp_path):
-    for number, place in enumerate(("left_train", "right_train", "val")):
-        put(tmp_path, f"marks/{place}", f"photos/{place}", number, (xml, ".xml"))
+def test_sibling_folders_are_not_merged_if_one_is_another_split(tmp_path):
+    for number, folder in enumerate(("left_train", "right_train", "val")):
+        put(tmp_path, f"marks/{folder}", f"photos/{folder}", number, (xml, ".xml"))
     with pytest.raises(DataError, match=r"of train: marks/left_train, marks/right_train, and nothing says"):
         find_layout(tmp_path)
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("labels", ["{}/marks", "{}"])
-def test_folders_that_nothing_puts_together_are_named(tmp_path, form, labels):
-    for number, place in enumerate(("north", "south")):
-        put(tmp_path, labels.format(place), place, number, form)
-    named = f"annotations of train: {labels.format('north')}, {labels.format('south')}, and nothing says"
-    with pytest.raises(DataError, match=re.escape(named)):
+def test_unrelated_folders_are_refused_with_their_names(tmp_path, writer, labels):
+    for number, folder in enumerate(("north", "south")):
+        put(tmp_path, labels.format(folder), folder, number, writer)
+    message = f"annotations of train: {labels.format('north')}, {labels.format('south')}, and nothing says"
+    with pytest.raises(DataError, match=re.escape(message)):
         find_layout(tmp_path)
 
 
-def test_the_dataset_toml_for_xml_files_beside_images_in_several_folders_has_them_all(tmp_path):
+def test_the_suggested_dataset_toml_includes_all_folders_of_xml_files_and_images(tmp_path):
     expected = {}
-    for number, place in enumerate(("north", "south", "south/west")):
-        expected[place] = list(put(tmp_path, place, place, number, (xml, ".xml")))
-    with pytest.raises(DataError) as refused:
+    for number, folder in enumerate(("north", "south", "south/west")):
+        expected[folder] = list(put(tmp_path, folder, folder, number, (xml, ".xml")))
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    text = re.search(r"(?ms)^\s*format = .*\Z", refused.value.fix)
-    assert text
-    (tmp_path / "dataset.toml").write_text(textwrap.dedent(text.group(0)))
-    assert boxes_of(find_layout(tmp_path).train, tmp_path) == expected
+    match = re.search(r"(?ms)^\s*format = .*\Z", caught.value.fix)
+    assert match
+    (tmp_path / "dataset.toml").write_text(textwrap.dedent(match.group(0)))
+    assert read_boxes(find_layout(tmp_path).train, tmp_path) == expected
 
 
-def test_coco_files_of_one_name_in_two_folders_are_refused_with_their_folders(tmp_path):
-    for place in ("north", "south"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "labels.json").write_text('{"images": [], "annotations": [], "categories": []}')
+def test_coco_files_with_the_same_name_in_two_folders_are_refused(tmp_path):
+    for folder in ("north", "south"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "labels.json").write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(DataError, match=r"has several .*: north/labels\.json, south/labels\.json"):
         find_layout(tmp_path)

@@ -69,28 +69,28 @@ def flat(objects: Objects) -> list[tuple]:
     return [(name, *row) for name, rows in objects.items() for row in rows]
 
 
-def images(folder: Path, names, suffix=".jpg") -> None:
+def write_images(folder: Path, names, suffix=".jpg") -> None:
     for name in names:
         put(folder / f"{name}{suffix}")
 
 
 def roboflow_coco(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         put(folder / split / "_annotations.coco.json", coco(objects, first=0, headings=["vehicles"]))
     put(folder / "README.roboflow.txt", "exported")
 
 
 def roboflow_voc(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         for name, rows in objects.items():
             put(folder / split / f"{name}.xml", xml(f"{name}.jpg", rows))
 
 
 def roboflow_yolo(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / split / "images", objects)
+        write_images(folder / split / "images", objects)
         for name, rows in objects.items():
             put(folder / split / "labels" / f"{name}.txt", yolo(rows))
     put(folder / "data.yaml", f"train: ../train/images\nval: ../valid/images\nnc: 2\nnames: {CLASSES}\n")
@@ -99,40 +99,40 @@ def roboflow_yolo(folder: Path) -> None:
 def roboflow_csv(folder: Path) -> None:
     """Roboflow calls this format TensorFlow Object Detection."""
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         rows = [
             f"{n}.jpg,{WIDTH},{HEIGHT},{k},{x},{y},{x + w},{y + h}" for n, o in objects.items() for k, x, y, w, h in o
         ]
         put(folder / split / "_annotations.csv", "\n".join(["filename,width,height,class,xmin,ymin,xmax,ymax", *rows]))
 
 
-def kaggle_csv(folder: Path, heading="image_id,width,height,bbox,label", name=lambda n: n) -> None:
+def kaggle_csv(folder: Path, header="image_id,width,height,bbox,label", name=lambda n: n) -> None:
     """As in Global Wheat Detection: image names without suffix, and x, y, width, height as a list."""
     for split, objects in (("train", TRAIN), ("val", VAL)):
-        images(folder / split, [n for n, rows in objects.items()])
+        write_images(folder / split, [n for n, rows in objects.items()])
         rows = [f'{name(n)},{WIDTH},{HEIGHT},"[{x}.0, {y}.0, {w}.0, {h}.0]",{k}'
                 for n, o in objects.items() for k, x, y, w, h in o]  # fmt: skip
-        put(folder / f"{split}.csv", "\n".join([heading, *rows]))
+        put(folder / f"{split}.csv", "\n".join([header, *rows]))
     put(folder / "sample_submission.csv", "image_id,PredictionString\na,1.0 0 0 50 50\n")
 
 
-def kaggle_sides(folder: Path) -> None:
+def kaggle_tabs(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("val", VAL)):
-        images(folder / "images", objects)
+        write_images(folder / "images", objects)
         rows = [f"images/{n}.jpg\t{x}\t{y}\t{w}\t{h}\t{k}" for n, o in objects.items() for k, x, y, w, h in o]
         put(folder / f"{split}.csv", "\n".join(["image\tx\ty\tw\th\tcategory", *rows]))
 
 
 def labelimg(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("val", VAL)):
-        images(folder / "photos" / split, objects, ".JPG")
+        write_images(folder / "photos" / split, objects, ".JPG")
         for name, rows in objects.items():
             path = put(folder / "annots" / split / f"{name}.XML", xml(rf"C:\Users\me\{name}.JPG", rows))
             path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"><", b">\r\n<"))
 
 
 def cvat_coco(folder: Path) -> None:
-    images(folder / "images" / "default", {**TRAIN, **VAL})
+    write_images(folder / "images" / "default", {**TRAIN, **VAL})
     put(folder / "annotations" / "instances_default.json", coco(TRAIN | VAL))
 
 
@@ -140,14 +140,14 @@ def cvat_yolo(folder: Path) -> None:
     put(folder / "obj.names", "\r\n".join(CLASSES))
     put(folder / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n")
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / f"obj_{split}_data", objects)
+        write_images(folder / f"obj_{split}_data", objects)
         for name, rows in objects.items():
             put(folder / f"obj_{split}_data" / f"{name}.txt", yolo(rows))
         put(folder / f"{split}.txt", "".join(f"data/obj_{split}_data/{name}.jpg\r\n" for name in objects))
 
 
 def label_studio_yolo(folder: Path) -> None:
-    images(folder / "images", {**TRAIN, **VAL})
+    write_images(folder / "images", {**TRAIN, **VAL})
     put(folder / "classes.txt", "\n".join(CLASSES))
     put(folder / "notes.json", json.dumps({"categories": [], "info": {}}))
     for name, rows in (TRAIN | VAL).items():
@@ -156,20 +156,20 @@ def label_studio_yolo(folder: Path) -> None:
 
 def labelimg_yolo(folder: Path, labels="", photos="", classes="classes.txt") -> None:
     """Images, a label file for each, and the class list, by default all in one folder."""
-    images(folder / photos, TRAIN | VAL)
+    write_images(folder / photos, TRAIN | VAL)
     for name, rows in (TRAIN | VAL).items():
         put(folder / labels / f"{name}.txt", yolo(rows))
     put(folder / labels / classes, "\n".join(CLASSES))
 
 
-def labelimg_yolo_apart(folder: Path) -> None:
+def labelimg_yolo_separate(folder: Path) -> None:
     labelimg_yolo(folder, "annots", "photos")
 
 
 def labelimg_yolo_per_split(folder: Path) -> None:
     """The two folders list the classes in different orders."""
     for split, objects, classes in (("train", TRAIN, CLASSES), ("val", VAL, CLASSES[::-1])):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         for name, rows in objects.items():
             put(folder / split / f"{name}.txt", yolo(rows, classes))
         put(folder / split / "classes.txt", "\n".join(classes))
@@ -177,7 +177,7 @@ def labelimg_yolo_per_split(folder: Path) -> None:
 
 def roboflow_darknet(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("valid", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         for name, rows in objects.items():
             put(folder / split / f"{name}.txt", yolo(rows))
         put(folder / split / "_darknet.labels", "\n".join(CLASSES))
@@ -199,18 +199,18 @@ def darknet_lists(folder: Path) -> None:
 def open_images(folder: Path) -> None:
     codes = {"bus": "/m/01bjv", "car": "/m/0k4j"}
     put(folder / "metadata" / "class-descriptions-boxable.csv", "".join(f"{c},{n}\n" for n, c in codes.items()))
-    heading = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
     for split, objects in (("train", TRAIN), ("validation", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         rows = [f"{n},xclick,{codes[k]},1,{x / WIDTH},{(x + w) / WIDTH},{y / HEIGHT},{(y + h) / HEIGHT},0,0,0,0"
                 for n, o in objects.items() for k, x, y, w, h in o]  # fmt: skip
-        put(folder / f"{split}-annotations-bbox.csv", "\n".join([heading, *rows]))
+        put(folder / f"{split}-annotations-bbox.csv", "\n".join([header, *rows]))
 
 
 def visdrone(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("val", VAL)):
         top = folder / f"VisDrone2019-DET-{split}"
-        images(top / "images", objects)
+        write_images(top / "images", objects)
         for name, rows in objects.items():
             lines = [f"{x},{y},{w},{h},1,{dict(bus=9, car=4)[k]},0,0" for k, x, y, w, h in rows]
             put(top / "annotations" / f"{name}.txt", "\n".join([*lines, "0,0,50,50,0,0,0,0", "1,1,9,9,0,11,0,0,"]))
@@ -218,18 +218,18 @@ def visdrone(folder: Path) -> None:
 
 def kitti(folder: Path) -> None:
     for split, objects in (("training", TRAIN), ("validation", VAL)):
-        images(folder / split / "image_2", objects, ".png")
+        write_images(folder / split / "image_2", objects, ".png")
         for name, rows in objects.items():
             lines = [f"{k} 0.00 0 -1.57 {x:.2f} {y:.2f} {x + w:.2f} {y + h:.2f} 1.6 1.7 3.9 1 2 40 -1.5"
                      for k, x, y, w, h in rows]  # fmt: skip
             ignored = "DontCare -1 -1 -10 0.00 0.00 50.00 60.00 -1 -1 -1 -1000 -1000 -1000 -10"
             put(folder / split / "label_2" / f"{name}.txt", "\n".join([*lines, ignored]))
-    images(folder / "testing" / "image_2", ["e"], ".png")
+    write_images(folder / "testing" / "image_2", ["e"], ".png")
 
 
 def devkit(folder: Path) -> None:
     folder = folder / "VOCdevkit" / "VOC2012"
-    images(folder / "JPEGImages", {**TRAIN, **VAL})
+    write_images(folder / "JPEGImages", {**TRAIN, **VAL})
     for name, rows in (TRAIN | VAL).items():
         put(folder / "Annotations" / f"{name}.xml", xml(f"{name}.jpg", rows))
     put(folder / "ImageSets" / "Main" / "train.txt", "\n".join(TRAIN))
@@ -237,22 +237,22 @@ def devkit(folder: Path) -> None:
     put(folder / "ImageSets" / "Main" / "car_train.txt", "a 1\nb 1\nc -1\n")
 
 
-def one_level_deeper(folder: Path) -> None:
+def in_a_subfolder(folder: Path) -> None:
     put(folder / "README.md", "# my data")
     put(folder / "LICENSE", "MIT")
     put(folder / "__MACOSX" / "my-data" / "._data.yaml", b"\0\5\26\7")
     roboflow_yolo(folder / "my-data-master")
 
 
-def windows_paths(folder: Path) -> None:
+def uppercase_suffixes(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("val", VAL)):
-        images(folder / f"{split}2017", objects)
+        write_images(folder / f"{split}2017", objects)
         put(folder / "annotations" / f"instances_{split}2017.json", coco(objects).replace('.jpg"', '.JPG"'))
 
 
 def semicolons(folder: Path) -> None:
     for split, objects in (("train", TRAIN), ("val", VAL)):
-        images(folder / split, objects)
+        write_images(folder / split, objects)
         rows = [
             rf"D:\data\{split}\{n}.jpg;{x};{y};{x + w};{y + h};{k}" for n, o in objects.items() for k, x, y, w, h in o
         ]
@@ -260,27 +260,27 @@ def semicolons(folder: Path) -> None:
         put(folder / f"{split}_labels.csv", text.encode("utf-16"))  # as some spreadsheets save it
 
 
-READ: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether the format lists images without objects
+READABLE: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether the format lists images without objects
     "Roboflow COCO": (roboflow_coco, True), "Roboflow VOC": (roboflow_voc, True),
     "Roboflow YOLO": (roboflow_yolo, True),
     "Roboflow CSV": (roboflow_csv, False), "Kaggle with bbox": (kaggle_csv, False),
-    "Kaggle, tabs": (kaggle_sides, False),
+    "Kaggle, tabs": (kaggle_tabs, False),
     "labelImg": (labelimg, True), "CVAT COCO": (cvat_coco, True), "CVAT YOLO": (cvat_yolo, True),
-    "labelImg YOLO": (labelimg_yolo, True), "labelImg YOLO, apart": (labelimg_yolo_apart, True),
+    "labelImg YOLO": (labelimg_yolo, True), "labelImg YOLO, separate folders": (labelimg_yolo_separate, True),
     "labelImg YOLO, per split": (labelimg_yolo_per_split, True), "Roboflow Darknet": (roboflow_darknet, True),
-    "CVAT YOLO, unpacked in part": (cvat_yolo_without_obj_data, True), "Darknet, lists": (darknet_lists, True),
+    "CVAT YOLO without obj.data": (cvat_yolo_without_obj_data, True), "Darknet, lists": (darknet_lists, True),
     "Label Studio YOLO": (label_studio_yolo, True), "Open Images": (open_images, False), "VisDrone": (visdrone, True),
-    "KITTI": (kitti, True), "VOC devkit": (devkit, True), "one level deeper": (one_level_deeper, True),
-    "names in other capitals": (windows_paths, True), "semicolons, UTF-16, Windows": (semicolons, False),
+    "KITTI": (kitti, True), "VOC devkit": (devkit, True), "in a subfolder": (in_a_subfolder, True),
+    "suffixes in capitals": (uppercase_suffixes, True), "semicolons, UTF-16, Windows": (semicolons, False),
 }  # fmt: skip
 
 
 def objects_in(split) -> Objects:
-    found = read_annotations(split)
-    names = [category.name for category in found.categories]
-    kinds = [names[label] for label in found.labels]
-    rows = [(kind, *box) for kind, box in zip(kinds, found.boxes.round(3).tolist(), strict=True)]
-    return {found.path(i).stem: sorted(rows[found.objects(i)]) for i in range(len(found.image_ids))}
+    annotations = read_annotations(split)
+    names = [category.name for category in annotations.categories]
+    kinds = [names[label] for label in annotations.labels]
+    rows = [(kind, *box) for kind, box in zip(kinds, annotations.boxes.round(3).tolist(), strict=True)]
+    return {annotations.path(i).stem: sorted(rows[annotations.objects(i)]) for i in range(len(annotations.image_ids))}
 
 
 def expected(objects: Objects, with_empty: bool) -> Objects:
@@ -289,9 +289,9 @@ def expected(objects: Objects, with_empty: bool) -> Objects:
     }
 
 
-@pytest.mark.parametrize("name", READ)
-def test_data_as_publishers_ship_them_are_read_at_first_try(tmp_path, name):
-    make, with_empty = READ[name]
+@pytest.mark.parametrize("name", READABLE)
+def test_published_datasets_are_read_as_they_are(tmp_path, name):
+    make, with_empty = READABLE[name]
     make(tmp_path)
     layout = find_layout(tmp_path)
     train, val = expected(TRAIN, with_empty), expected(VAL, with_empty)
@@ -303,21 +303,21 @@ def test_data_as_publishers_ship_them_are_read_at_first_try(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", READ)
-def test_data_of_publishers_are_the_same_after_a_conversion(tmp_path, name, kind):
-    make, _ = READ[name]
+@pytest.mark.parametrize("name", READABLE)
+def test_published_datasets_are_unchanged_by_conversion(tmp_path, name, kind):
+    make, _ = READABLE[name]
     make(tmp_path / "in")
     layout = find_layout(tmp_path / "in")
     splits = {part: (read_annotations(split), split.format) for part, split in layout.splits().items()}
     list(write_dataset(splits, kind, tmp_path / "out", link=False))
     before, after = (
-        {(part, file[-1]): rows for part, split in one.splits().items() for file, rows in objects_in(split).items()}
-        for one in (layout, find_layout(tmp_path / "out"))
+        {(part, file[-1]): rows for part, split in each.splits().items() for file, rows in objects_in(split).items()}
+        for each in (layout, find_layout(tmp_path / "out"))
     )  # only the last letter: in VOC's one folder, the name of the former folder may be a prefix
     assert before == after and len(before) > 2
 
 
-def test_regions_that_are_not_evaluated_are_left_out_and_counted(tmp_path):
+def test_ignored_regions_are_skipped_and_counted(tmp_path):
     visdrone(tmp_path / "v")
     kitti(tmp_path / "k")
     notes = [read_annotations(find_layout(tmp_path / name).train).notes for name in ("v", "k")]
@@ -325,98 +325,98 @@ def test_regions_that_are_not_evaluated_are_left_out_and_counted(tmp_path):
     assert "3 `DontCare` regions skipped" in notes[1]
 
 
-def test_a_group_of_open_images_is_a_crowd(tmp_path):
+def test_a_group_in_open_images_is_a_crowd(tmp_path):
     open_images(tmp_path)
     file = tmp_path / "train-annotations-bbox.csv"
     first, row, *rest = file.read_text().splitlines()
     file.write_text("\n".join([first, row.replace(",0,0,0,0", ",0,0,1,0"), *rest]))
-    found = read_annotations(find_layout(tmp_path).train)
-    assert found.crowd.sum() == 1 and found.crowd[found.objects(0)].all()
+    annotations = read_annotations(find_layout(tmp_path).train)
+    assert annotations.crowd.sum() == 1 and annotations.crowd[annotations.objects(0)].all()
 
 
-def test_rows_without_a_column_of_classes_are_one_class_and_that_is_reported(tmp_path):
-    kaggle_csv(tmp_path, heading="image_id,width,height,bbox,source")
-    found = read_annotations(find_layout(tmp_path).train)
-    assert [c.name for c in found.categories] == ["object"] and any("no column names classes" in n for n in found.notes)
+def test_a_table_without_a_class_column_has_one_class_which_is_reported(tmp_path):
+    kaggle_csv(tmp_path, header="image_id,width,height,bbox,source")
+    train = read_annotations(find_layout(tmp_path).train)
+    assert [c.name for c in train.categories] == ["object"] and any("no column names classes" in n for n in train.notes)
 
 
-def test_paths_of_another_machine_in_two_folders_with_equal_file_names_are_kept_apart(tmp_path):
+def test_paths_from_another_machine_with_equal_file_names_are_distinguished(tmp_path):
     for name in ("x", "y"):
         put(tmp_path / "images" / name / "a.jpg")
     rows = ["/content/images/x/a.jpg,1,2,11,12,car", "/content/images/y/a.jpg,5,6,15,16,bus"]
     put(tmp_path / "train.csv", "\n".join(["path,x1,y1,x2,y2,label", *rows]))
-    found = read_annotations(find_layout(tmp_path).train)
-    boxes = {found.path(i).parent.name: found.boxes[found.objects(i)].tolist() for i in range(2)}
+    annotations = read_annotations(find_layout(tmp_path).train)
+    boxes = {annotations.path(i).parent.name: annotations.boxes[annotations.objects(i)].tolist() for i in range(2)}
     assert boxes == {"x": [[1, 2, 10, 10]], "y": [[5, 6, 10, 10]]}
 
 
 def plain_yolo(folder: Path) -> None:
-    images(folder / "photos", TRAIN)
+    write_images(folder / "photos", TRAIN)
     for name, rows in TRAIN.items():
         put(folder / "txt" / f"{name}.txt", yolo(rows))
 
 
 def labelimg_yolo_in_folders(folder: Path) -> None:
     """Two folders with a class list each; it is unclear whether they are splits."""
-    for place, names in (("monday", ["a", "c"]), ("tuesday", ["b"])):
-        images(folder / place, names)
+    for day, names in (("monday", ["a", "c"]), ("tuesday", ["b"])):
+        write_images(folder / day, names)
         for name in names:
-            put(folder / place / f"{name}.txt", yolo(TRAIN[name]))
-        put(folder / place / "classes.txt", "\n".join(CLASSES))
+            put(folder / day / f"{name}.txt", yolo(TRAIN[name]))
+        put(folder / day / "classes.txt", "\n".join(CLASSES))
 
 
 def two_years(folder: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
-        images(folder / year / "pics", TRAIN)
+        write_images(folder / year / "pics", TRAIN)
         for name, rows in TRAIN.items():
             put(folder / year / "xmls" / f"{name}.xml", xml(f"{name}.jpg", rows))
 
 
 def two_files(folder: Path) -> None:
-    images(folder / "images", TRAIN)
+    write_images(folder / "images", TRAIN)
     for name in ("train_v1", "train_v2"):
         put(folder / f"{name}.json", coco(TRAIN))
 
 
 def two_tables(folder: Path) -> None:
-    images(folder, TRAIN)
+    write_images(folder, TRAIN)
     rows = [f"{n}.jpg,{x},{y},{x + w},{y + h},{k}" for n, o in TRAIN.items() for k, x, y, w, h in o]
     for name in ("train_a", "train_b"):
         put(folder / f"{name}.csv", "\n".join(["filename,xmin,ymin,xmax,ymax,class", *rows]))
 
 
 @pytest.mark.parametrize("make", [plain_yolo, labelimg_yolo_in_folders, two_years, two_files, two_tables])
-def test_what_is_refused_prints_a_dataset_toml_that_works_when_pasted(tmp_path, make):
+def test_the_error_suggests_a_dataset_toml_that_works(tmp_path, make):
     make(tmp_path)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    assert refused.value.code == "DATA-LAYOUT"
-    text = re.search(r"(?ms)^\s*format = .*\Z", refused.value.fix)
-    assert text
-    put(tmp_path / "dataset.toml", textwrap.dedent(text.group(0)))
-    found = objects_in(find_layout(tmp_path).train)
-    boxes = {name: [row[1:] for row in rows] for name, rows in found.items() if rows}
+    assert caught.value.code == "DATA-LAYOUT"
+    match = re.search(r"(?ms)^\s*format = .*\Z", caught.value.fix)
+    assert match
+    put(tmp_path / "dataset.toml", textwrap.dedent(match.group(0)))
+    objects = objects_in(find_layout(tmp_path).train)
+    boxes = {name: [row[1:] for row in rows] for name, rows in objects.items() if rows}
     assert boxes == {name: [tuple(map(float, row[1:])) for row in sorted(rows)] for name, rows in TRAIN.items() if rows}
 
 
-def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists_differ(tmp_path):
+def test_the_suggested_dataset_toml_has_the_class_names_unless_class_lists_differ(tmp_path):
     labelimg_yolo_in_folders(tmp_path)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    assert 'names = ["bus", "car"]' in refused.value.fix and 'images = "."' in refused.value.fix
+    assert 'names = ["bus", "car"]' in caught.value.fix and 'images = "."' in caught.value.fix
     put(tmp_path / "tuesday" / "classes.txt", "car\nbus\n")
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    assert "could start with" not in refused.value.fix
+    assert "could start with" not in caught.value.fix
 
 
-def test_a_dataset_toml_to_paste_has_the_names_of_a_yaml_in_another_folder(tmp_path):
+def test_the_suggested_dataset_toml_has_the_class_names_of_a_yaml_in_another_folder(tmp_path):
     plain_yolo(tmp_path)
     put(tmp_path / "configs" / "train.yaml", "lr: 0.1\n")
     put(tmp_path / "configs" / "mine.yml", "path: ..\ntrain: photos\nnames: {0: bus, 1: car}\n")
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    assert 'names = ["bus", "car"]' in refused.value.fix
+    assert 'names = ["bus", "car"]' in caught.value.fix
 
 
 @pytest.mark.parametrize(("content", "tool"), [
@@ -426,21 +426,21 @@ def test_a_dataset_toml_to_paste_has_the_names_of_a_yaml_in_another_folder(tmp_p
     ([{"image": "a.jpg", "annotations": [{"label": "car", "coordinates": {}}]}], "CreateML"),
     ({"_via_img_metadata": {}, "_via_settings": {}}, "VGG Image Annotator"),
 ])  # fmt: skip
-def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_path, content, tool):
-    images(tmp_path / "ds0" / "img", TRAIN)
+def test_json_of_another_tool_is_refused_with_export_advice(tmp_path, content, tool):
+    write_images(tmp_path / "ds0" / "img", TRAIN)
     put(tmp_path / "ds0" / "ann" / "a.jpg.json", json.dumps(content))
     with pytest.raises(DataError, match=rf"3 \.jpg in .*looks like {tool}'s: export it as COCO, YOLO or Pascal VOC"):
         find_layout(tmp_path)
 
 
-def refused_as(folder: Path, name: str, content: str, tool: str) -> str:
+def error_for(folder: Path, name: str, content: str, tool: str) -> str:
     """The error message for a file of this tool; its fix has no `dataset.toml`."""
-    images(folder / "photos", TRAIN)
+    write_images(folder / "photos", TRAIN)
     put(folder / name, content)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(folder)
-    assert f"{name} looks like {tool}" in refused.value.what and "could start with" not in refused.value.fix
-    return refused.value.what
+    assert f"{name} looks like {tool}" in caught.value.what and "could start with" not in caught.value.fix
+    return caught.value.what
 
 
 @pytest.mark.parametrize(("name", "content", "tool"), [
@@ -460,8 +460,8 @@ def refused_as(folder: Path, name: str, content: str, tool: str) -> str:
     ("_annotations.txt", "a.jpg 1,2,30,40,0 5,6,50,60,1\n", "Roboflow's YOLO Darknet TXT"),
     ("a.jsonl", '{"image": "a.jpg", "prefix": "detect", "suffix": "<loc0001> bus"}', "Roboflow's PaliGemma"),
 ])  # fmt: skip
-def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp_path, name, content, tool):
-    assert "export it as COCO" in refused_as(tmp_path, name, content, tool)
+def test_files_of_another_tool_are_refused_with_export_advice_and_no_dataset_toml(tmp_path, name, content, tool):
+    assert "export it as COCO" in error_for(tmp_path, name, content, tool)
 
 
 @pytest.mark.parametrize(("name", "content", "tool"), [
@@ -483,45 +483,43 @@ def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp
     ("GT/M0101_gt_whole.txt", "1,1,10,20,30,40,1,1,1\n", "a tracking benchmark's"),
     ("train.csv", "ImageId,EncodedPixels\na.jpg,264661 17 265429 33\n", "a table of run lengths"),
 ])  # fmt: skip
-def test_files_that_nobody_exports_again_are_to_be_converted_by_what_or_from_which_columns(
-    tmp_path, name, content, tool
-):
-    assert re.search(r"convert it to COCO, YOLO or Pascal VOC \(.{15,}\)", refused_as(tmp_path, name, content, tool))
+def test_files_that_cannot_be_exported_again_are_refused_with_conversion_advice(tmp_path, name, content, tool):
+    assert re.search(r"convert it to COCO, YOLO or Pascal VOC \(.{15,}\)", error_for(tmp_path, name, content, tool))
 
 
 @pytest.mark.parametrize("line", ["12 8 40 8 40 30 12 30 plane 0", "1,-1,12,8,40,30,1,-1,-1,-1", "3 12 8 40 30"])
-def test_lines_that_are_not_yolos_make_no_dataset_toml_of_yolos(tmp_path, line):
-    images(tmp_path / "photos", TRAIN)
+def test_lines_that_are_not_yolo_do_not_suggest_a_yolo_dataset_toml(tmp_path, line):
+    write_images(tmp_path / "photos", TRAIN)
     for name in TRAIN:
         put(tmp_path / "texts" / f"{name}.txt", f"{line}\n")
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
-    assert "could start with" not in refused.value.fix
+    assert "could start with" not in caught.value.fix
 
 
-def test_json_of_another_tool_under_a_name_of_coco_is_refused_with_the_tools_name(tmp_path):
-    images(tmp_path, TRAIN)
+def test_json_of_another_tool_under_a_coco_name_is_refused_with_the_tools_name(tmp_path):
+    write_images(tmp_path, TRAIN)
     put(tmp_path / "train.json", '{"info": {}, "categories": {"label": {}}, "items": []}')
     with pytest.raises(DataError, match=r"not a COCO file; it looks like Datumaro's; export it as COCO.*datum convert"):
         read_annotations(find_layout(tmp_path).train)
 
 
-def test_a_list_of_classes_that_is_empty_is_refused(tmp_path):
+def test_an_empty_class_list_is_refused(tmp_path):
     labelimg_yolo(tmp_path)
     put(tmp_path / "classes.txt", "\n")
     with pytest.raises(DataError, match=r"classes\.txt: the class list is empty; write the class names"):
         find_layout(tmp_path)
 
 
-def test_which_of_two_lists_names_the_classes_of_a_split_is_not_guessed(tmp_path):
+def test_an_ambiguous_class_list_is_refused(tmp_path):
     labelimg_yolo_per_split(tmp_path)
-    images(tmp_path / "test", ["e"])
+    write_images(tmp_path / "test", ["e"])
     put(tmp_path / "test" / "e.txt", yolo(VAL["d"]))
     with pytest.raises(DataError, match=r"train/classes\.txt, val/classes\.txt may each name the classes of .*test"):
         find_layout(tmp_path)
 
 
-def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
+def test_labels_of_another_split_in_the_same_folder_are_not_reported_as_unmatched(tmp_path):
     darknet_lists(tmp_path)
     put(tmp_path / "lost.txt", yolo(VAL["d"]))
     splits = find_layout(tmp_path).splits()
@@ -533,7 +531,7 @@ def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
 @pytest.mark.parametrize("name", ["train.csv", "classes.txt"])
 def test_text_in_an_unknown_encoding_is_refused(tmp_path, name):
     """Decoding Latin-1 as UTF-8 would silently change the class name."""
-    images(tmp_path / "images", ["a"])
+    write_images(tmp_path / "images", ["a"])
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
     text = "vélo\n" if name == "classes.txt" else "filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,vélo\n"
     put(tmp_path / name, text.encode("latin-1"))

@@ -25,7 +25,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def opened_by(on_ranks):
+def open_on_ranks(on_ranks):
     """A function that opens the dataset on `size` ranks and returns each rank's dataset or error."""
     return lambda size, config: on_ranks(size, lambda group: open_shared_dataset(config, group))
 
@@ -37,24 +37,24 @@ def arrays(annotations):
 @pytest.fixture
 def reads(monkeypatch, tmp_path):
     """Two ranks per machine, and temporary files in `tmp_path`; the list has one entry per read of the dataset."""
-    noted = []
+    calls = []
 
-    def noting(config):
-        noted.append(threading.current_thread())
+    def recording_open(config):
+        calls.append(threading.current_thread())
         return open_dataset(config)
 
-    monkeypatch.setattr(shared, "open_dataset", noting)
+    monkeypatch.setattr(shared, "open_dataset", recording_open)
     monkeypatch.setattr(shared, "leader_of", lambda rank: rank - rank % 2)
     monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
-    return noted
+    return calls
 
 
-def test_one_rank_of_each_machine_reads_and_all_have_the_same(opened_by, config, reads, tmp_path):
-    alone, found = open_dataset(config), opened_by(4, config)
+def test_one_rank_per_machine_reads_and_all_get_the_same_dataset(open_on_ranks, config, reads, tmp_path):
+    expected, datasets = open_dataset(config), open_on_ranks(4, config)
     assert len(reads) == 2, "four ranks on two machines"
-    for data in found:
-        assert isinstance(data, DataSet) and (data.source, data.notes) == (alone.source, alone.notes)
-        for ours, theirs in ((data.train, alone.train), (data.val, alone.val)):
+    for data in datasets:
+        assert isinstance(data, DataSet) and (data.source, data.notes) == (expected.source, expected.notes)
+        for ours, theirs in ((data.train, expected.train), (data.val, expected.val)):
             assert ours.categories == theirs.categories and ours.path(0) == theirs.path(0)
             for name, value in arrays(theirs).items():
                 assert isinstance(getattr(ours, name), MappedArray) and np.array_equal(getattr(ours, name), value), name
@@ -63,33 +63,33 @@ def test_one_rank_of_each_machine_reads_and_all_have_the_same(opened_by, config,
         assert list(tmp_path.iterdir()) == [], "files are removed once all ranks have opened them"
 
 
-def test_training_images_are_those_of_arrays_in_memory(opened_by, config, reads):
-    alone, (ours, _) = open_dataset(config), opened_by(2, config)
+def test_training_images_are_the_same_with_mapped_arrays(open_on_ranks, config, reads):
+    unshared, (ours, _) = open_dataset(config), open_on_ranks(2, config)
     for k in range(2):
-        a, b = (TrainingImages(data.train, config, 0)[1, k] for data in (alone, ours))
+        a, b = (TrainingImages(data.train, config, 0)[1, k] for data in (unshared, ours))
         assert (
             a.image.equal(b.image) and a.target.boxes.equal(b.target.boxes) and a.target.labels.equal(b.target.labels)
         )
 
 
-def test_a_mapped_array_is_sent_as_the_name_of_its_file(tmp_path):
+def test_a_mapped_array_is_pickled_as_its_file_name(tmp_path):
     boxes = np.arange(40_000, dtype=np.float64).reshape(-1, 4)
     empty = np.zeros((0, 2), np.int64)
     annotations = Annotations(tmp_path, tmp_path, [], *[empty] * 4, boxes, *[empty] * 3, [])
     mapped = map_annotations(annotations, tmp_path, "train")
-    sent = pickle.dumps(mapped)
-    assert len(sent) < 4000 and np.array_equal(pickle.loads(sent).boxes, boxes)
+    pickled = pickle.dumps(mapped)
+    assert len(pickled) < 4000 and np.array_equal(pickle.loads(pickled).boxes, boxes)
     part = pickle.loads(pickle.dumps(mapped.boxes[10:20]))
     assert np.array_equal(part, boxes[10:20]), "a slice is pickled as a copy"
     (tmp_path / "train-boxes.npy").unlink()
     assert np.array_equal(pickle.loads(pickle.dumps(mapped)).boxes, boxes), "without the file, a copy is pickled"
 
 
-def test_no_room_for_the_arrays_ends_all_ranks_with_what_to_do(opened_by, config, reads, monkeypatch):
-    def full(*_):
+def test_a_full_disk_ends_all_ranks_with_advice(open_on_ranks, config, reads, monkeypatch):
+    def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shared.np, "save", full)
-    first, second = opened_by(2, config)
+    monkeypatch.setattr(shared.np, "save", disk_full)
+    first, second = open_on_ranks(2, config)
     assert isinstance(first, EnvironmentFault) and "No space left" in str(first) and "TMPDIR" in str(first)
     assert isinstance(second, PeerFailed) and second.exit_code == first.exit_code

@@ -15,7 +15,7 @@ COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
 SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}
 
 
-def drawn(boxes, size=(90, 130)):
+def make_sample(boxes, size=(90, 130)):
     """An image of `size` (height, width) with the k-th box filled in the k-th colour, its boxes, and labels 0, 1, 2."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     for colour, (x0, y0, x1, y1) in zip(COLOURS, boxes, strict=False):
@@ -25,26 +25,26 @@ def drawn(boxes, size=(90, 130)):
     return tv_tensors.Image(image), boxes, torch.arange(len(boxes))
 
 
-def whole(picture):
+def full_frame(sample):
     """The `frame` of an image that was decoded at full size."""
-    return 0, 0, picture[0].shape[-1], picture[0].shape[-2]
+    return 0, 0, sample[0].shape[-1], sample[0].shape[-2]
 
 
-def augment(picture, config, rng):
-    return apply(draw(tuple(picture[0].shape[-2:]), config, rng), picture, whole(picture))
+def augment(sample, config, rng):
+    return apply(draw(tuple(sample[0].shape[-2:]), config, rng), sample, full_frame(sample))
 
 
-def crop(picture, limits, rng):
+def crop(sample, limits, rng):
     """A random crop without resizing."""
-    height, width = picture[0].shape[-2:]
+    height, width = sample[0].shape[-2:]
     cuts = DataConfig(flip=0.0, crop_chance=1.0, crop_scales=(min(height, width),), crop_size=limits)
     plan = draw((height, width), cuts, rng)
     left, top, right, bottom = plan.region
     size = round((bottom - top) * height), round((right - left) * width)
-    return apply(plan._replace(size=size), picture, whole(picture))
+    return apply(plan._replace(size=size), sample, full_frame(sample))
 
 
-def measured(image: Tensor, colour: int):
+def bright_extent(image: Tensor, colour: int):
     """Corners, xyxy, of the pixels with at least half of a colour's full brightness; None if there are none."""
     bright = image[colour].float() / 255
     if bright.max() < 0.5:
@@ -69,50 +69,50 @@ def random_boxes(rng, size):
 
 
 @pytest.mark.parametrize("size", [(90, 130), (160, 80)])
-def test_after_any_augmentation_every_box_is_where_its_rectangle_is(size):
-    config, kept, dropped = DataConfig(**SMALL, vertical_flip=0.3), 0, 0
+def test_boxes_match_their_rectangles_after_any_augmentation(size):
+    config, num_kept, num_dropped = DataConfig(**SMALL, vertical_flip=0.3), 0, 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        image, boxes, labels = augment(drawn(random_boxes(rng, size), size), config, rng)
+        image, boxes, labels = augment(make_sample(random_boxes(rng, size), size), config, rng)
         assert boxes.shape == (len(labels), 4) and boxes.canvas_size == tuple(image.shape[-2:])
         for colour in range(3):
-            seen, row = measured(image, colour), (labels == colour).nonzero().flatten()
+            visible, row = bright_extent(image, colour), (labels == colour).nonzero().flatten()
             if len(row):
-                kept += 1
+                num_kept += 1
                 box = boxes[row[0]].as_subclass(Tensor)
                 sliver = (box[2:] - box[:2]).min() < 3  # a crop left less than can be measured
-                assert sliver or (seen - box).abs().max() <= 1, (seed, seen, box)
+                assert sliver or (visible - box).abs().max() <= 1, (seed, visible, box)
             else:
-                dropped += 1
-                assert seen is None, (seed, seen)
-    assert kept > 100 and dropped > 10  # both cases occur
+                num_dropped += 1
+                assert visible is None, (seed, visible)
+    assert num_kept > 100 and num_dropped > 10  # both cases occur
 
 
-def step_by_step(picture, config, rng):
+def step_by_step(sample, config, rng):
     """DETR's original augmentation, which makes a new image in every step."""
     flip, vertical_flip = rng.random() < config.flip, rng.random() < config.vertical_flip
     if rng.random() < config.crop_chance:
-        picture = resize(picture, int(rng.choice(config.crop_scales)), None)
-        (least, most), (height, width) = config.crop_size, picture[0].shape[-2:]
-        new_width = int(rng.integers(min(least, width), min(width, most) + 1))
-        new_height = int(rng.integers(min(least, height), min(height, most) + 1))
+        sample = resize(sample, int(rng.choice(config.crop_scales)), None)
+        (smallest, largest), (height, width) = config.crop_size, sample[0].shape[-2:]
+        new_width = int(rng.integers(min(smallest, width), min(width, largest) + 1))
+        new_height = int(rng.integers(min(smallest, height), min(height, largest) + 1))
         top, left = int(rng.integers(0, height - new_height + 1)), int(rng.integers(0, width - new_width + 1))
-        image, boxes, labels = picture
-        picture = (
+        image, boxes, labels = sample
+        sample = (
             F.crop(image, top, left, new_height, new_width),
             F.crop(boxes, top, left, new_height, new_width),
             labels,
         )
-    image, boxes, labels = resize(picture, int(rng.choice(config.train_scales)), config.max_size)
+    image, boxes, labels = resize(sample, int(rng.choice(config.train_scales)), config.max_size)
     boxes = F.clamp_bounding_boxes(boxes)
-    for turn in [F.horizontal_flip] * flip + [F.vertical_flip] * vertical_flip:
-        image, boxes = turn(image), turn(boxes)
-    seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return image, boxes[seen], labels[seen]
+    for operation in [F.horizontal_flip] * flip + [F.vertical_flip] * vertical_flip:
+        image, boxes = operation(image), operation(boxes)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return image, boxes[visible], labels[visible]
 
 
 @pytest.mark.parametrize("size", [(240, 320), (427, 320)])
-def test_one_resampling_shows_what_detrs_steps_show(size):
+def test_one_resampling_matches_the_steps_of_detr(size):
     """With the same random numbers, sizes are equal, and boxes differ only by rounding crops to pixels."""
     config = DataConfig(
         vertical_flip=0.3, train_scales=(200, 240), crop_scales=(180, 260), crop_size=(150, 220), max_size=400
@@ -120,19 +120,19 @@ def test_one_resampling_shows_what_detrs_steps_show(size):
     rows, columns = np.mgrid[: size[0], : size[1]]
     waves = [128 + 100 * np.sin(rows / 31), 128 + 100 * np.cos(columns / 37), 128 + 100 * np.sin((rows + columns) / 41)]
     image = torch.from_numpy(np.stack(waves).astype(np.uint8))
-    _, boxes, labels = drawn([(10, 20, 90, 80), (150, 100, 240, 200), (290, 10, 310, 230)], size)
+    _, boxes, labels = make_sample([(10, 20, 90, 80), (150, 100, 240, 200), (290, 10, 310, 230)], size)
     for seed in range(40):
-        pictures = [
-            augmented((tv_tensors.Image(image), boxes, labels), config, np.random.default_rng(seed))
-            for augmented in (augment, step_by_step)
+        samples = [
+            augmentation((tv_tensors.Image(image), boxes, labels), config, np.random.default_rng(seed))
+            for augmentation in (augment, step_by_step)
         ]
-        (found, found_boxes, found_labels), (expected, wanted_boxes, wanted_labels) = pictures
-        assert found.shape == expected.shape and found_labels.tolist() == wanted_labels.tolist()
-        assert (found.float() - expected.float()).abs().mean() < 2
-        torch.testing.assert_close(found_boxes.as_subclass(Tensor), wanted_boxes.as_subclass(Tensor), atol=1, rtol=0)
+        (actual, actual_boxes, actual_labels), (expected, expected_boxes, expected_labels) = samples
+        assert actual.shape == expected.shape and actual_labels.tolist() == expected_labels.tolist()
+        assert (actual.float() - expected.float()).abs().mean() < 2
+        torch.testing.assert_close(actual_boxes.as_subclass(Tensor), expected_boxes.as_subclass(Tensor), atol=1, rtol=0)
 
 
-def test_crops_have_the_sizes_of_detrs_steps():
+def test_crop_sizes_are_those_of_detr():
     """Crops have whole pixels of the resized image, and sides between 384 and 600."""
     config = DataConfig(crop_chance=1.0, crop_scales=(500,), train_scales=(640,))
     sides = np.array([])
@@ -145,32 +145,32 @@ def test_crops_have_the_sizes_of_detrs_steps():
     assert sides.min() < 390 and sides.max() > 590
 
 
-def test_without_chances_augment_only_resizes():
-    picture = drawn([(10, 10, 40, 40)])
+def test_augment_only_resizes_if_all_probabilities_are_zero():
+    sample = make_sample([(10, 10, 40, 40)])
     config = DataConfig(flip=0.0, crop_chance=0.0, train_scales=(180,), max_size=1000)
-    image, boxes, _ = augment(picture, config, np.random.default_rng(0))
+    image, boxes, _ = augment(sample, config, np.random.default_rng(0))
     assert image.shape == (3, 180, 260) and boxes.tolist() == [[20, 20, 80, 80]]
-    assert (image == resize(picture, 180, 1000)[0]).all()
+    assert (image == resize(sample, 180, 1000)[0]).all()
 
 
 def test_a_flip_mirrors_the_box_and_a_second_one_undoes_it():
-    picture = drawn([(10, 20, 40, 50)])
+    sample = make_sample([(10, 20, 40, 50)])
     config = DataConfig(flip=1.0, crop_chance=0.0, train_scales=(90,))
-    once = augment(picture, config, np.random.default_rng(0))
+    once = augment(sample, config, np.random.default_rng(0))
     assert once[1].tolist() == [[90, 20, 120, 50]]
     twice = augment(once, config, np.random.default_rng(0))
-    assert (twice[0] == picture[0]).all() and twice[1].tolist() == picture[1].tolist()
+    assert (twice[0] == sample[0]).all() and twice[1].tolist() == sample[1].tolist()
 
 
-def test_flips_and_crops_have_the_configured_probability():
+def test_flips_have_the_configured_probability():
     config = DataConfig(flip=0.25, crop_chance=0.0, train_scales=(90,))
-    picture = drawn([(0, 0, 10, 10)])
-    flipped = sum(augment(picture, config, np.random.default_rng(s))[1][0, 0] > 50 for s in range(400))
+    sample = make_sample([(0, 0, 10, 10)])
+    flipped = sum(augment(sample, config, np.random.default_rng(s))[1][0, 0] > 50 for s in range(400))
     assert 60 < flipped < 140
 
 
 @pytest.mark.parametrize(
-    ("size", "short", "most", "expected"),
+    ("size", "short", "max_size", "expected"),
     [
         ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, truncated
         ((640, 480), 800, 1333, (1066, 800)),
@@ -188,11 +188,11 @@ def test_flips_and_crops_have_the_configured_probability():
         ((10, 8000), 800, 1333, (2, 1600)),  # 1.67, rounded to 2
     ],
 )
-def test_sizes_follow_the_rule_of_detr(size, short, most, expected):
-    assert resized(size, short, most) == expected
+def test_resized_sizes_are_those_of_detr(size, short, max_size, expected):
+    assert resized(size, short, max_size) == expected
 
 
-def test_no_size_becomes_zero_or_immense():
+def test_resized_sizes_are_never_zero_or_huge():
     for height in (1, 2, 3, 17, 999, 10_000):
         for width in (1, 2, 5, 640, 10_000):
             for short in (1, 32, 800):
@@ -201,24 +201,26 @@ def test_no_size_becomes_zero_or_immense():
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (2, 900), (1, 1)])
-def test_a_very_wide_image_is_augmented_without_filling_the_memory(size, monkeypatch):
-    resize_to = F.resize
+def test_very_thin_images_are_augmented_without_large_intermediate_images(size, monkeypatch):
+    original_resize = F.resize
 
-    def small(picture, size, **options):
+    def checked_resize(tensor, size, **options):
         assert min(size) >= 1 and size[0] * size[1] < 10 * 1333 * 1333
-        return resize_to(picture, size, **options)
+        return original_resize(tensor, size, **options)
 
-    monkeypatch.setattr(F, "resize", small)
+    monkeypatch.setattr(F, "resize", checked_resize)
     for seed in range(20):
-        image, boxes, _ = augment(drawn([(0, 0, size[1], size[0])], size), DataConfig(), np.random.default_rng(seed))
+        image, boxes, _ = augment(
+            make_sample([(0, 0, size[1], size[0])], size), DataConfig(), np.random.default_rng(seed)
+        )
         assert min(image.shape) >= 1 and image.numel() < 3 * 1333 * 1333 and boxes.isfinite().all()
 
 
 def test_a_crop_drops_box_and_label_together_and_clips_the_rest():
-    picture = drawn([(0, 0, 20, 90), (60, 30, 70, 40), (110, 0, 130, 90)])
+    sample = make_sample([(0, 0, 20, 90), (60, 30, 70, 40), (110, 0, 130, 90)])
     outcomes = set()
     for seed in range(40):
-        image, boxes, labels = crop(picture, (50, 60), np.random.default_rng(seed))
+        image, boxes, labels = crop(sample, (50, 60), np.random.default_rng(seed))
         height, width = image.shape[-2:]
         assert 50 <= height <= 60 and 50 <= width <= 60
         assert boxes.min() >= 0 and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
@@ -228,63 +230,63 @@ def test_a_crop_drops_box_and_label_together_and_clips_the_rest():
     assert len(outcomes) > 3
 
 
-def test_a_crop_that_leaves_nothing_leaves_an_empty_target():
-    image, boxes, labels = crop(drawn([(0, 0, 2, 2)]), (10, 10), np.random.default_rng(1))
+def test_a_crop_without_objects_gives_an_empty_target():
+    image, boxes, labels = crop(make_sample([(0, 0, 2, 2)]), (10, 10), np.random.default_rng(1))
     assert image.shape == (3, 10, 10) and boxes.shape == (0, 4) and labels.shape == (0,)
     target = as_target(resize((image, boxes, labels), 20, None))
     assert target.boxes.shape == (0, 4) and target.labels.dtype == torch.int64
 
 
 def test_a_crop_of_an_image_smaller_than_the_limits_stays_within_it():
-    image, boxes, _ = crop(drawn([(1, 1, 9, 9)], (10, 20)), (384, 600), np.random.default_rng(0))
+    image, boxes, _ = crop(make_sample([(1, 1, 9, 9)], (10, 20)), (384, 600), np.random.default_rng(0))
     assert image.shape == (3, 10, 20) and boxes.tolist() == [[1, 1, 9, 9]]
 
 
 def test_crops_reach_every_edge():
     numbers = torch.arange(12, dtype=torch.uint8)
     image = tv_tensors.Image(torch.stack([numbers.expand(12, 12), numbers[:, None].expand(12, 12)]))  # column, row
-    empty = drawn([])[1:]
+    empty = make_sample([])[1:]
     crops = [crop((image, *empty), (4, 6), np.random.default_rng(seed))[0] for seed in range(200)]
     first = torch.stack([part[:, 0, 0] for part in crops])
     last = torch.stack([part[:, -1, -1] for part in crops])
     assert first.min(0).values.tolist() == [0, 0] and last.max(0).values.tolist() == [11, 11]
 
 
-def test_a_cut_thinner_than_a_pixel_is_a_pixel():
+def test_a_crop_thinner_than_a_pixel_is_one_pixel():
     plan = Plan((0.995, 0.0, 1.0, 1.0), (30, 20), flip=False, vertical_flip=False)
-    picture = drawn([(0, 0, 4, 10)], (10, 4))
-    image, boxes, _ = apply(plan, picture, whole(picture))
+    sample = make_sample([(0, 0, 4, 10)], (10, 4))
+    image, boxes, _ = apply(plan, sample, full_frame(sample))
     assert image.shape == (3, 30, 20) and boxes.tolist() == [[0, 0, 20, 30]]
 
 
 def test_a_target_has_centres_and_sizes_as_fractions_of_the_image():
-    target = as_target(drawn([(13, 9, 39, 45)]), seed=5)
+    target = as_target(make_sample([(13, 9, 39, 45)]), seed=5)
     torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
     assert type(target.boxes) is Tensor and target.boxes.dtype == torch.float32
     assert target.labels.tolist() == [0] and target.seed == 5
 
 
 def test_the_same_generator_gives_the_same_image():
-    config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
-    first, again, other = (augment(picture, config, np.random.default_rng((0, 1, seed))) for seed in (2, 2, 3))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    config, sample = DataConfig(**SMALL), make_sample([(10, 10, 40, 40)])
+    first, repeated, other = (augment(sample, config, np.random.default_rng((0, 1, seed))) for seed in (2, 2, 3))
+    assert torch.equal(first[0], repeated[0]) and torch.equal(first[1], repeated[1])
     assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
 
 
 def test_no_global_random_generator_is_used():
-    config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
+    config, sample = DataConfig(**SMALL), make_sample([(10, 10, 40, 40)])
     torch.manual_seed(0)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     for seed in range(5):
-        augment(picture, config, np.random.default_rng(seed))
+        augment(sample, config, np.random.default_rng(seed))
     assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()
 
 
-def test_shrinking_is_smoothed():
+def test_downscaling_is_antialiased():
     """One-pixel stripes become grey, not wider stripes."""
     stripes = torch.zeros(3, 120, 120, dtype=torch.uint8)
     stripes[..., ::2] = 255
-    _, boxes, labels = drawn([], (120, 120))
+    _, boxes, labels = make_sample([], (120, 120))
     small = resize((tv_tensors.Image(stripes), boxes, labels), 40, None)[0].float()
     assert (small - 127.5).abs().max() < 60
     assert (F.resize(stripes, [40, 40], antialias=False).float() - 127.5).abs().max() > 100  # without antialiasing
@@ -293,40 +295,40 @@ def test_shrinking_is_smoothed():
 # settings that DETR does not have
 
 
-def test_large_scale_jitter_keeps_boxes_within_a_pixel_of_what_is_seen_and_cuts_squares():
+def test_large_scale_jitter_keeps_boxes_on_their_objects():
     config = DataConfig(policy="lsj", lsj_size=96, lsj_scales=(0.3, 2.0), flip=0.5, vertical_flip=0.5)
     sizes = set()
     for seed in range(40):
         pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
         pixels[:, 30:60, 40:85] = 255
-        picture = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+        sample = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
         plan = draw((90, 120), config, np.random.default_rng(seed))
-        image, boxes, labels = apply(plan, picture, (0, 0, 120, 90))
+        image, boxes, labels = apply(plan, sample, (0, 0, 120, 90))
         assert max(image.shape[-2:]) <= 96 and len(boxes) == len(labels)
         sizes.add(tuple(image.shape[-2:]))
         bright = image[0] > 127
         rows, columns = bright.any(1).nonzero().flatten(), bright.any(0).nonzero().flatten()
         if len(boxes) and len(rows) and len(columns):
-            seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            assert boxes[0].tolist() == pytest.approx([float(v) for v in seen], abs=1.01)
+            extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert boxes[0].tolist() == pytest.approx([float(v) for v in extent], abs=1.01)
     assert len(sizes) > 10 and (96, 96) in sizes
 
 
-def test_colours_change_and_boxes_do_not_and_without_the_setting_nothing_is_drawn_for_them():
+def test_colour_jitter_keeps_boxes_and_does_not_affect_other_random_choices():
     plain, colored = DataConfig(), DataConfig(color_jitter=(0.4, 0.4, 0.4, 0.1))
     without, changed = (draw((90, 120), config, np.random.default_rng(1)) for config in (plain, colored))
     assert without == changed._replace(colors=()) and len(changed.colors) == 4
     pixels = torch.randint(256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
-    one, two = (apply(plan, picture, (0, 0, 120, 90)) for plan in (without, changed))
-    assert (one[1] == two[1]).all() and (one[0] != two[0]).any() and two[0].dtype == torch.uint8
+    sample = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+    before, after = (apply(plan, sample, (0, 0, 120, 90)) for plan in (without, changed))
+    assert (before[1] == after[1]).all() and (before[0] != after[0]).any() and after[0].dtype == torch.uint8
 
 
 @pytest.mark.parametrize("settings", [
     SMALL, SMALL | {"crop_chance": 0.0}, SMALL | {"pad_size_divisor": 7},
     {"policy": "lsj", "lsj_size": 96}, {"policy": "lsj", "lsj_scales": (0.2, 0.7)},
 ])  # fmt: skip
-def test_no_augmentation_is_larger_than_the_largest_size_which_is_reached(settings):
+def test_the_largest_size_is_a_tight_bound_on_augmented_sizes(settings):
     config, rng = DataConfig(**settings), np.random.default_rng(0)
     sizes = rng.integers(40, 300, (5, 2))  # width and height
     height, width = largest_size(sizes, config, images=2)
@@ -335,5 +337,5 @@ def test_no_augmentation_is_larger_than_the_largest_size_which_is_reached(settin
     assert (height, width) == padded_size(height, width, config)
     assert max(plan.size[0] for plan in plans) >= 0.9 * height
     assert max(plan.size[1] for plan in plans) >= 0.9 * width
-    alone = largest_size(sizes, config, images=1)
-    assert alone[0] * alone[1] <= height * width
+    single = largest_size(sizes, config, images=1)
+    assert single[0] * single[1] <= height * width
