@@ -29,11 +29,11 @@ def model():
     return build_model(load_config("r50-4scale", SMALL).model).eval()
 
 
-def test_tab_completion_lists_the_stable_names():
+def test_tab_completion_lists_the_public_names():
     assert set(dinocore.__all__) <= set(dir(dinocore))
 
 
-def test_one_override_need_not_be_in_a_list():
+def test_overrides_may_be_a_single_string():
     assert load_config("tiny", overrides="model.num_queries=17").model.num_queries == 17
 
 
@@ -67,10 +67,10 @@ def test_something_other_than_a_config_file_is_refused(file, message):
     [(build_model, "model"), (open_dataset, "data"), (partial(official_state, {}), "model"),
      (partial(criterion, None, [], 1), "loss")],
 )  # fmt: skip
-@pytest.mark.parametrize("given", [load_config("tiny"), "tiny", None])
-def test_a_config_in_place_of_a_section_is_refused_with_the_sections_name(function, section, given):
+@pytest.mark.parametrize("value", [load_config("tiny"), "tiny", None])
+def test_a_config_in_place_of_a_section_is_refused_with_the_sections_name(function, section, value):
     with pytest.raises(ConfigError, match=rf"takes the section `{section}` of a config.* use config\.{section}$"):
-        function(given)
+        function(value)
 
 
 def test_something_other_than_a_state_dict_is_refused():
@@ -80,9 +80,9 @@ def test_something_other_than_a_state_dict_is_refused():
 
 def test_a_model_can_be_pickled_and_copied(model):
     with torch.no_grad():
-        answers = [m(IMAGES, PADDING).final.logits for m in (model, pickle.loads(pickle.dumps(model)))]
-        answers.append(copy.deepcopy(model)(IMAGES, PADDING).final.logits)
-    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+        outputs = [m(IMAGES, PADDING).final.logits for m in (model, pickle.loads(pickle.dumps(model)))]
+        outputs.append(copy.deepcopy(model)(IMAGES, PADDING).final.logits)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,6 @@ def test_the_model_refuses_inputs_of_mismatched_shapes(model, inputs, error_mess
         model(*inputs)
 
 
-def test_a_loss_is_not_computed_with_targets_of_some_images_only(model):
+def test_a_loss_with_targets_for_only_some_images_is_refused(model):
     with torch.no_grad(), pytest.raises(ValueError, match="1 targets for 2 images"):
         criterion(model(IMAGES, PADDING), TARGETS[:1], 1, load_config("r50-4scale").loss)

@@ -20,8 +20,13 @@ def mutations(monkeypatch):
 
 
 def test_each_mutation_replaces_code_that_occurs_once_and_names_existing_tests(mutations):
-    stale = [one.what for one in mutations if (ROOT / one.file).read_text().count(one.old) != 1]
-    missing = [path for one in mutations for path in one.tests.split() if not (ROOT / path.partition("::")[0]).exists()]
+    stale = [mutation.what for mutation in mutations if (ROOT / mutation.file).read_text().count(mutation.old) != 1]
+    missing = [
+        path
+        for mutation in mutations
+        for path in mutation.tests.split()
+        if not (ROOT / path.partition("::")[0]).exists()
+    ]
     assert (stale, missing) == ([], [])
 
 

@@ -11,10 +11,10 @@ def xyxy(*corners):
     return torch.tensor(corners, dtype=torch.float64)
 
 
-def test_centre_and_corners_by_hand_and_back():
+def test_boxes_are_converted_to_corners_and_back():
     assert to_xyxy(xyxy(0.5, 0.4, 0.2, 0.6)).tolist() == pytest.approx([0.4, 0.1, 0.6, 0.7])
-    some = torch.rand(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(to_cxcywh(to_xyxy(some)), some)
+    random_boxes = torch.rand(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_cxcywh(to_xyxy(random_boxes)), random_boxes)
     assert to_xyxy(torch.zeros(0, 4)).shape == to_cxcywh(torch.zeros(0, 4)).shape == (0, 4)
 
 
@@ -34,7 +34,7 @@ def test_area_is_width_times_height():
         ((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), 0, 0),  # two equal points
     ],
 )
-def test_overlap_of_two_boxes_by_hand_in_both_orders(a, b, overlap, generalized):
+def test_overlap_of_two_boxes_computed_by_hand_in_both_orders(a, b, overlap, generalized):
     for first, second in ((a, b), (b, a)):
         assert iou(xyxy(*first), xyxy(*second)).item() == pytest.approx(overlap)
         assert generalized_iou(xyxy(*first), xyxy(*second)).item() == pytest.approx(generalized)
@@ -46,16 +46,16 @@ def test_boxes_broadcast_to_every_pair():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_two_equal_boxes_of_8_pixels_in_800_x_1333_score_exactly_1(dtype):
+def test_two_equal_boxes_of_8_pixels_in_800_x_1333_have_a_giou_of_exactly_1(dtype):
     small = to_xyxy(torch.tensor([0.5, 0.5, 8 / 1333, 8 / 800], dtype=dtype))
     assert generalized_iou(small, small.clone()).item() == 1
 
 
 def test_empty_boxes_give_finite_values_and_gradients():
     corners = torch.tensor([0, 0.5, 1e-30, 1])
-    every = torch.cartesian_prod(corners, corners, torch.tensor([0, 1e-12]), torch.tensor([0, 1e-12]))  # cxcywh
-    a = every[:, None].clone().requires_grad_()
-    score = generalized_iou(to_xyxy(a), to_xyxy(every))
+    all_boxes = torch.cartesian_prod(corners, corners, torch.tensor([0, 1e-12]), torch.tensor([0, 1e-12]))  # cxcywh
+    a = all_boxes[:, None].clone().requires_grad_()
+    score = generalized_iou(to_xyxy(a), to_xyxy(all_boxes))
     score.sum().backward()
     assert score.isfinite().all() and a.grad.isfinite().all()
     assert score.min() >= -1 and score.max() <= 1

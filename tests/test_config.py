@@ -97,7 +97,7 @@ def test_the_error_for_an_unknown_setting_names_similar_ones_or_all(override, me
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("name", "suggestion"),
     [
         ("optim_wrapper.optimizer.lr", "did you mean `train.lr`?"),
         ("optim_wrapper.clip_grad.max_norm", "did you mean `train.clip_norm`?"),
@@ -124,8 +124,8 @@ def test_the_error_for_an_unknown_setting_names_similar_ones_or_all(override, me
         ("conf", "that is `--threshold 0.3`"),
     ],
 )
-def test_a_name_from_another_codebase_or_a_typo_suggests_the_intended_setting(typed, meant):
-    assert refusal(f"{typed}=1").endswith(f"; {meant}")
+def test_a_name_from_another_codebase_or_a_typo_suggests_the_intended_setting(name, suggestion):
+    assert refusal(f"{name}=1").endswith(f"; {suggestion}")
 
 
 def test_each_name_from_another_codebase_leads_to_an_existing_setting():
@@ -136,7 +136,7 @@ def test_each_name_from_another_codebase_leads_to_an_existing_setting():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "setting", "way_out"),
+    ("overrides", "setting", "advice"),
     [
         (["model.hidden_dim=100"], "model.hidden_dim = 100", "choose a multiple of 8"),
         (["model.hidden_dim=200"], "model.hidden_dim = 200", "multiple of 32"),
@@ -144,9 +144,9 @@ def test_each_name_from_another_codebase_leads_to_an_existing_setting():
         (["data.crop_size=[600, 384]"], "data.crop_size = [600, 384]", "swap them"),
     ],
 )
-def test_contradicting_values_are_refused_with_advice(overrides, setting, way_out):
+def test_contradicting_values_are_refused_with_advice(overrides, setting, advice):
     message = refusal(*overrides)
-    assert setting in message and way_out in message
+    assert setting in message and advice in message
 
 
 def test_lists_become_tuples_and_integers_among_fractions_become_floats():
@@ -171,11 +171,11 @@ def test_a_loss_that_contradicts_the_first_stage_is_refused(requested):
     assert "loss.proposal_labels" in message and "contradicts" in message and "set only model.first_stage" in message
 
 
-def test_a_wrong_first_stage_is_reported_once_and_not_for_the_loss_too():
+def test_a_wrong_first_stage_is_reported_once_and_not_again_for_the_loss():
     assert refusal("model.first_stage=both").count("\n") == 0
 
 
-def test_a_config_built_in_python_follows_the_same_rule():
+def test_a_contradicting_config_built_in_python_is_refused():
     with pytest.raises(ConfigError, match="contradicts"):
         Config.model_validate({"loss": {"proposal_labels": "foreground"}})
 
@@ -229,26 +229,26 @@ WORD = re.compile(r"`([A-Za-z][\w.]*)=?`")
 SETTING = re.compile(r"`((?:model|loss|train|data|eval)\.[a-z_.]+|\.[a-z_]+)\b")
 
 
-def test_names_on_the_page_for_users_of_other_codebases_lead_to_the_settings_beside_them():
+def test_names_of_other_codebases_lead_to_the_settings_listed_in_the_docs():
     page = (Path(__file__).parents[1] / "docs/coming-from.md").read_text(encoding="utf-8")
-    wrong, seen = [], 0
+    wrong, num_checked = [], 0
     for theirs, ours in ROW.findall(page):
         if "--" in theirs + ours:  # has command-line options
             continue
         words = WORD.findall(re.sub(r"\([^)]*\)", "", theirs))
         settings = [name.rpartition(".")[2] for name in SETTING.findall(ours)]
-        nothing = ours.startswith("nothing")
-        for word in words if settings or nothing else []:
+        has_no_setting = ours.startswith("nothing")
+        for word in words if settings or has_no_setting else []:
             try:
                 load_config(overrides=[f"{word}=1"])
             except ConfigError as error:
-                seen += 1
+                num_checked += 1
                 hint = re.search(r"; (?:did you mean|that is) `([^`]*)`", str(error))
-                if nothing and "known are" not in str(error):
+                if has_no_setting and "known are" not in str(error):
                     continue
                 if not (hint and (hint[1].startswith("--") or hint[1].rpartition(".")[2] in settings)):
                     wrong.append(f"{word}: {error} (the page says {settings})")
-    assert seen > 50 and wrong == []
+    assert num_checked > 50 and wrong == []
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_name_for_something_that_is_not_configurable_is_explained(word):
         load_config(overrides=[f"{word}=1"])
 
 
-def test_explained_names_are_on_the_page_or_are_not_settings():
+def test_explained_names_are_neither_settings_nor_their_aliases():
     ours = {setting.name.rpartition(".")[2] for setting in list_settings()}
     assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_NAMES.keys() | OPTIONS.keys())
 
@@ -295,16 +295,16 @@ OFFICIAL = [  # settings of official DINO's recipe, from its config file and coc
 
 
 @pytest.mark.parametrize("word", OFFICIAL)
-def test_names_from_official_dinos_configs_lead_to_ours_or_an_explanation(word):
-    with pytest.raises(ConfigError) as refused:
+def test_names_from_official_dinos_configs_lead_to_our_settings_or_an_explanation(word):
+    with pytest.raises(ConfigError) as caught:
         load_config(overrides=[f"{word}=1"])
-    assert "known are" not in str(refused.value)
-    named = re.search(r"did you mean `([^`]*)`", str(refused.value))
-    beside = [setting.name for setting in list_settings() if word in setting.official.split(", ")]
-    assert not beside or (named and named[1] in beside), "the settings page names another one"
+    assert "known are" not in str(caught.value)
+    suggested = re.search(r"did you mean `([^`]*)`", str(caught.value))
+    ours = [setting.name for setting in list_settings() if word in setting.official.split(", ")]
+    assert not ours or (suggested and suggested[1] in ours), "the settings page names another one"
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("label-studio", "labelstudio"), ("Label Studio", "labelstudio")])
-def test_an_alternative_spelling_of_a_format_suggests_its_name(typed, meant):
-    with pytest.raises(ConfigError, match=f"unknown format `{typed}`; did you mean `{meant}`"):
-        format_of(typed, None)
+@pytest.mark.parametrize(("name", "suggestion"), [("label-studio", "labelstudio"), ("Label Studio", "labelstudio")])
+def test_an_alternative_spelling_of_a_format_suggests_its_name(name, suggestion):
+    with pytest.raises(ConfigError, match=f"unknown format `{name}`; did you mean `{suggestion}`"):
+        format_of(name, None)

@@ -19,8 +19,8 @@ def test_the_page_of_error_codes_is_up_to_date():
 
 def test_every_code_has_an_example_and_every_error_has_advice():
     assert all(code.meaning and code.example for code in CODES.values())
-    helpless = [name for name, code in CODES.items() if code.level == ERROR and not code.fix]
-    assert [name for name in helpless if name.startswith("DATA-")] == []
+    without_fix = [name for name, code in CODES.items() if code.level == ERROR and not code.fix]
+    assert [name for name in without_fix if name.startswith("DATA-")] == []
 
 
 def test_every_code_in_the_source_is_listed_and_every_listed_one_is_used():
@@ -32,8 +32,8 @@ def test_every_code_in_the_source_is_listed_and_every_listed_one_is_used():
         used |= {text for text in texts if isinstance(text, str) and re.fullmatch(r"(DATA|MODEL)(-[A-Z]+)+", text)}
         used |= {text for text in texts if text in ("USAGE", "CONFIG", "DATA", "CHECKPOINT", "ENVIRONMENT", "DIVERGED",
                                                     "INTERRUPTED", "BUG", "INPUTS", "EXPORT")}  # fmt: skip
-    made = {f"DATA-IMAGE-{kind}" for kind in ("BANDS", "DAMAGED", "FORMAT", "LARGE", "MISSING")}  # built in images.py
-    assert used | made == set(CODES)
+    built = {f"DATA-IMAGE-{kind}" for kind in ("BANDS", "DAMAGED", "FORMAT", "LARGE", "MISSING")}  # built in images.py
+    assert used | built == set(CODES)
 
 
 @pytest.mark.parametrize(

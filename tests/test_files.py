@@ -29,7 +29,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert caught.value.exit_code == 5 and path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_other_errors_are_passed_on_and_leave_no_file(tmp_path):
+def test_other_errors_are_propagated_and_leave_no_file(tmp_path):
     def fail(temporary):
         temporary.write_text("half")
         raise KeyError("ours")
@@ -49,7 +49,7 @@ def test_an_unwritable_path_is_refused_by_name(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_a_link_stays_a_link_and_others_may_read_what_the_umask_lets_them(tmp_path):
+def test_a_link_is_kept_and_permissions_follow_the_umask(tmp_path):
     (tmp_path / "real.txt").write_text("old")
     (tmp_path / "link.txt").symlink_to("real.txt")
     before = os.umask(0o027)
@@ -67,12 +67,12 @@ def test_non_finite_values_are_null_in_json():
     assert json.loads(to_json({"a": 0.1}, indent=1)) == {"a": 0.1}
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):  # like /dev/null, which is too risky to test
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
-    read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
     reader.start()
     check_file("--out", pipe, ".json")
     write_text(pipe, "whole")
@@ -81,4 +81,4 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):  # like /dev/null, whi
         check_out(pipe, "labelstudio")
     with pytest.raises(ConfigError, match=r"is not a regular file; give one that ends in \.png"):
         check_file("--out", pipe, ".png")
-    assert read == ["whole"] and is_stream(pipe) and os.listdir(tmp_path) == ["pipe.json"]
+    assert received == ["whole"] and is_stream(pipe) and os.listdir(tmp_path) == ["pipe.json"]

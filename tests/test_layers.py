@@ -27,46 +27,50 @@ def layer(module: str) -> int:
     return next(i for i, prefix in enumerate(LAYERS) if f"{module}/".startswith((f"{prefix}/", f"{prefix}.")))
 
 
-def name(path: Path) -> str:
+def module_path(path: Path) -> str:
     return str(path.relative_to(ROOT).with_suffix(""))
 
 
-def imported(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     """First-party modules that a file imports at runtime, as paths such as `dinocore/boxes`."""
     package = path.relative_to(ROOT).parent.parts
     tree = ast.parse(path.read_text())
     blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
     skipped = {id(node) for block in blocks for node in ast.walk(block)}
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in skipped:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = "/".join([*base, *(node.module.split(".") if node.module else ())])
-            found |= (
+            modules |= (
                 {module} if (ROOT / module).with_suffix(".py").is_file() else {f"{module}/{a.name}" for a in node.names}
             )
-    return {m for m in found if m.startswith(("dinocore/", "dinocli/")) and (ROOT / f"{m}.py").is_file()}
+    return {m for m in modules if m.startswith(("dinocore/", "dinocli/")) and (ROOT / f"{m}.py").is_file()}
 
 
-def test_imports_never_point_up():
+def test_modules_never_import_later_layers():
     offenders = [
-        f"{name(path)} imports {module}"
+        f"{module_path(path)} imports {module}"
         for path in SOURCES
-        for module in sorted(imported(path))
-        if layer(module) > layer(name(path))
+        for module in sorted(imported_modules(path))
+        if layer(module) > layer(module_path(path))
     ]
     assert offenders == []
 
 
 def test_the_core_neither_prints_nor_uses_the_terminal():
     offenders = []
-    for path in (path for path in SOURCES if name(path).startswith("dinocore")):
+    for path in (path for path in SOURCES if module_path(path).startswith("dinocore")):
         tree = ast.parse(path.read_text())
         modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        offenders += [f"{name(path)} imports {m}" for m in sorted(modules) if m.split(".")[0] in ("rich", "typer")]
+        offenders += [
+            f"{module_path(path)} imports {m}" for m in sorted(modules) if m.split(".")[0] in ("rich", "typer")
+        ]
         calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
-        offenders += [f"{name(path)} prints" for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+        offenders += [
+            f"{module_path(path)} prints" for call in calls if isinstance(call, ast.Name) and call.id == "print"
+        ]
     assert offenders == []
 
 
@@ -99,11 +103,13 @@ assert "torch" not in sys.modules
 
 def test_no_command_imports_torch_before_it_runs():
     """Keeps `dino train --help` and completion fast, and checks data without loading PyTorch."""
-    done = subprocess.run([sys.executable, "-c", LOAD_COMMANDS], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_COMMANDS], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
 
 
-REFUSE = """
+RUN_COMMAND = """
 import sys
 from dinocli.app import console
 sys.argv[0] = "dino"
@@ -123,7 +129,9 @@ finally:
 def test_missing_paths_are_refused_before_torch_is_imported(tmp_path, monkeypatch, arguments):
     (tmp_path / "text.jpg").write_text("no image")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    command = [sys.executable, "-c", REFUSE, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
-    named = next(word for word in arguments if word.startswith(("nosuch", "text")))
-    assert done.returncode in (2, 3, 4) and named in done.stderr and "Traceback" not in done.stderr, done.stderr
+    command = [sys.executable, "-c", RUN_COMMAND, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    missing = next(word for word in arguments if word.startswith(("nosuch", "text")))
+    assert result.returncode in (2, 3, 4) and missing in result.stderr and "Traceback" not in result.stderr, (
+        result.stderr
+    )

@@ -13,7 +13,7 @@ from dinocore.system.memory import keep_memory
 
 ROOT = Path(__file__).parents[1]
 SETTING = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-DRY_RUN = f"""
+DRY_RUN_SCRIPT = f"""
 import os, sys
 from dinocli.app import app
 try:
@@ -35,15 +35,18 @@ def test_batches_have_few_sizes_if_the_divisor_is_large_relative_to_the_largest_
 
 
 @pytest.mark.parametrize(
-    ("few", "given", "kept"), [(True, None, "2048"), (False, None, "128"), (None, None, "256"), (True, "7", "7")]
+    ("few", "user_value", "expected"),
+    [(True, None, "2048"), (False, None, "128"), (None, None, "256"), (True, "7", "7")],
 )
-def test_primitives_are_cached_for_few_sizes_and_few_for_many_unless_the_user_sets_it(monkeypatch, few, given, kept):
-    monkeypatch.setattr(os, "environ", {SETTING: given} if given else {})
+def test_the_cache_is_large_for_few_sizes_and_small_for_many_unless_the_user_sets_it(
+    monkeypatch, few, user_value, expected
+):
+    monkeypatch.setattr(os, "environ", {SETTING: user_value} if user_value else {})
     keep_memory(few)
-    assert os.environ[SETTING] == kept
+    assert os.environ[SETTING] == expected
 
 
-GROWTH_OF_A_LINEAR_LAYER = """
+LINEAR_LAYER_SCRIPT = """
 import ctypes, sys, torch
 from dinocore.system.memory import keep_memory
 
@@ -63,24 +66,24 @@ print("MB", (heap().uordblks - before) / 2**20)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's account of its heap")
-@pytest.mark.parametrize(("sizes", "least", "most"), [("any", -1, 1), ("few", 10, 1000)])
-def test_with_batches_of_any_size_a_linear_layer_caches_nothing_for_past_sizes(sizes, least, most):
-    command = [sys.executable, "-c", GROWTH_OF_A_LINEAR_LAYER, sizes]
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc's mallinfo2")
+@pytest.mark.parametrize(("sizes", "low", "high"), [("any", -1, 1), ("few", 10, 1000)])
+def test_a_linear_layer_caches_primitives_of_past_sizes_only_if_sizes_are_few(sizes, low, high):
+    command = [sys.executable, "-c", LINEAR_LAYER_SCRIPT, sizes]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
-    done = subprocess.run(
+    result = subprocess.run(
         command, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
     )
-    assert least < float(done.stdout.split("MB")[1]) < most  # MB for 49 more sizes
+    assert low < float(result.stdout.split("MB")[1]) < high  # MB for 49 more sizes
 
 
 def test_training_with_few_sizes_keeps_their_compiled_primitives(tmp_path):
-    command = [sys.executable, "-c", DRY_RUN, "train", "--preset", "tiny", "--dry-run", "--device", "cpu"]
+    command = [sys.executable, "-c", DRY_RUN_SCRIPT, "train", "--preset", "tiny", "--dry-run", "--device", "cpu"]
     settings = {
         "train.weights": '""', "model.backbone_weights": "none", "data.sample_images": 6, "data.workers": 0,
         "data.train_scales": [64], "data.max_size": 96, "data.crop_chance": 0, "data.eval_scale": 64,
     }  # fmt: skip
     command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     environment = {name: value for name, value in os.environ.items() if name != SETTING} | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
-    assert "capacity 2048" in done.stdout, done.stderr
+    result = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert "capacity 2048" in result.stdout, result.stderr

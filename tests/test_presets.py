@@ -8,7 +8,7 @@ from dinocore.presets import config_to_toml, list_presets, load_config, preset_t
 
 
 @pytest.fixture
-def toml(tmp_path):
+def write_toml(tmp_path):
     def write(content: str | bytes, name="mine.toml"):
         path = tmp_path / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -24,12 +24,12 @@ def refusal(*args, **kwargs):
 
 
 def test_the_documented_presets_exist():
-    promised = {"r50-4scale", "r50-5scale", "r50-4scale-24e", "r50-5scale-36e", "tiny", "notes-r50-4scale"}
-    assert promised <= set(list_presets())
+    documented = {"r50-4scale", "r50-5scale", "r50-4scale-24e", "r50-5scale-36e", "tiny", "notes-r50-4scale"}
+    assert documented <= set(list_presets())
 
 
 @pytest.mark.parametrize("name", list_presets())
-def test_a_preset_has_a_title_and_comes_back_equal_from_its_own_toml(name, tmp_path):
+def test_a_preset_has_a_title_and_can_be_loaded_from_its_toml(name, tmp_path):
     config = load_config(name)
     assert preset_title(name).startswith(("DINO", "A "))
     path = tmp_path / "config.toml"
@@ -38,25 +38,25 @@ def test_a_preset_has_a_title_and_comes_back_equal_from_its_own_toml(name, tmp_p
     assert load_config("r50-5scale-36e", file=path) == config, "a file with all settings overrides the whole preset"
 
 
-def test_r50_4scale_is_the_defaults_and_others_are_not():
+def test_r50_4scale_equals_the_defaults_and_other_presets_differ():
     assert load_config("r50-4scale") == load_config() == Config()
     assert all(load_config(name) != Config() for name in list_presets() if name != "r50-4scale")
 
 
-def test_the_notes_preset_is_the_choice_of_the_notes():
+def test_the_notes_preset_has_the_settings_of_the_notes():
     config = load_config("notes-r50-4scale")
     assert (config.model.first_stage, config.model.heads, config.model.denoising.num_groups) == (
         "foreground", "per-layer", 5)  # fmt: skip
     assert config.loss.proposal_labels == "foreground"
 
 
-def test_overrides_take_precedence_over_the_file_and_the_file_over_the_preset(toml):
-    file = toml("[train]\nepochs = 3\nbatch_size = 5\n")
+def test_overrides_take_precedence_over_the_file_and_the_file_over_the_preset(write_toml):
+    file = write_toml("[train]\nepochs = 3\nbatch_size = 5\n")
     config = load_config("tiny", ["train.epochs=7", "train.epochs=8"], file)
     assert (config.train.epochs, config.train.batch_size, config.train.lr) == (8, 5, load_config("tiny").train.lr)
 
 
-def test_an_override_reaches_nested_settings_lists_and_text():
+def test_overrides_support_nested_settings_lists_and_strings():
     config = load_config(overrides=["model.denoising.box_noise=0.4", "data.crop_size=[10, 20]", " train.epochs = 3 ",
                                     "data.path=/a folder/with = sign", "model.queries=pure"])  # fmt: skip
     assert config.model.denoising.box_noise == 0.4 and config.model.denoising.label_noise == 0.5
@@ -64,20 +64,20 @@ def test_an_override_reaches_nested_settings_lists_and_text():
     assert config.data.path == "/a folder/with = sign" and config.model.queries == "pure"
 
 
-def test_requesting_backbone_weights_drops_the_presets_weights_but_not_requested_ones():
+def test_requesting_backbone_weights_drops_the_presets_weights_but_not_explicit_ones():
     assert load_config("tiny").train.weights == "bundled"
     assert load_config("tiny", ["model.backbone_weights=none"]).train.weights == ""
-    both = load_config("tiny", ["model.backbone_weights=none", "train.weights=a.safetensors"])
-    assert both.train.weights == "a.safetensors"
+    config = load_config("tiny", ["model.backbone_weights=none", "train.weights=a.safetensors"])
+    assert config.train.weights == "a.safetensors"
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "train..epochs=3", ".=3", ""])
-def test_what_is_not_an_override_is_refused_with_an_example(text):
+def test_an_invalid_override_is_refused_with_an_example(text):
     error_message = refusal(overrides=[text])
     assert error_message.startswith(f"`{text}` is not an override") and "train.epochs=24" in error_message
 
 
-def test_an_unknown_preset_names_the_nearest_or_all():
+def test_the_error_for_an_unknown_preset_names_similar_ones():
     assert refusal("r50-4scal") == "no preset or file `r50-4scal`; did you mean `r50-4scale`?"
     assert refusal("R50-4SCALE") == "no preset or file `R50-4SCALE`; did you mean `r50-4scale`?"
     listed = "presets include r50-4scale, swin-l-4scale and tiny; `dino presets` lists all"
@@ -85,8 +85,8 @@ def test_an_unknown_preset_names_the_nearest_or_all():
     assert "no preset or file `mine.toml`" in refusal("mine.toml")
 
 
-def test_a_byte_order_mark_is_accepted(toml):
-    assert load_config(toml(b"\xef\xbb\xbf[train]\nepochs = 3\n")).train.epochs == 3
+def test_a_byte_order_mark_is_accepted(write_toml):
+    assert load_config(write_toml(b"\xef\xbb\xbf[train]\nepochs = 3\n")).train.epochs == 3
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_a_byte_order_mark_is_accepted(toml):
         ("[train]\npath = 'caf\xe9'".encode("latin-1"), "at byte 19; save it as UTF-8"),
     ],
 )
-def test_a_file_that_is_not_toml_is_reported_with_the_position(toml, content, error_message):
-    path = toml(content)
+def test_a_file_that_is_not_toml_is_reported_with_the_position(write_toml, content, error_message):
+    path = write_toml(content)
     for message in (refusal(path), refusal("tiny", file=path)):
         assert message.startswith(str(path)) and error_message in message
 
@@ -111,5 +111,5 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["model = 3", "train = [1]", "[model]\ndenoising = 'none'"])
-def test_a_value_in_place_of_a_section_is_refused(toml, content):
-    assert "it must be a section" in refusal("tiny", file=toml(content))
+def test_a_value_in_place_of_a_section_is_refused(write_toml, content):
+    assert "it must be a section" in refusal("tiny", file=write_toml(content))

@@ -43,7 +43,7 @@ def downloads(monkeypatch):
 
 
 @pytest.fixture
-def microsofts(tmp_path):
+def official_swin(tmp_path):
     """A Swin-T in its publisher's format: the file and its state dict."""
     state = build("swin-t-224", (4, 8, 16, 32)).state_dict()
     state = {key: torch.randn(v.shape) for key, v in state.items() if not re.match(r"norm\d\.", key)}
@@ -54,16 +54,16 @@ def microsofts(tmp_path):
     return tmp_path / "swin_tiny_patch4_window7_224.pth", state
 
 
-def test_a_published_swin_is_loaded_and_its_output_norms_stay_new(microsofts):
-    file, state = microsofts
+def test_a_published_swin_is_loaded_except_for_its_output_norms(official_swin):
+    file, state = official_swin
     backbone = build("swin-t-224")
     load(backbone, "swin-t-224", file)
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, torch.ones(len(value)) * key.endswith("weight") if key[:4] == "norm" else state[key])
 
 
-def test_a_swin_of_another_window_or_size_is_refused_with_what_differs(microsofts, monkeypatch):
-    file, _ = microsofts
+def test_a_swin_of_another_window_or_size_is_refused_with_the_differences(official_swin, monkeypatch):
+    file, _ = official_swin
     monkeypatch.setitem(SWINS, "swin-t-384", SWINS["swin-t-224"]._replace(window=12))
     with pytest.raises(CheckpointError, match=r"12 of 169 .*bias_table \(\(169, 3\) in the file, \(529, 3\) in the"):
         load(build("swin-t-384"), "swin-t-384", file)
@@ -73,7 +73,7 @@ def test_a_swin_of_another_window_or_size_is_refused_with_what_differs(microsoft
         load(build("resnet18"), "resnet18", file)
 
 
-def test_timms_swin_has_its_mergings_a_stage_later(downloads):
+def test_patch_merging_of_timms_swin_is_moved_by_one_stage(downloads):
     backbone = build("swin-t-224")
     assert load(backbone, "swin-t-224", "imagenet") == "imagenet"
     assert downloads == ["swin_tiny_patch4_window7_224.ms_in1k"]
@@ -86,7 +86,7 @@ def test_timms_swin_has_its_mergings_a_stage_later(downloads):
 
 
 @pytest.mark.parametrize("name", SWINS)
-def test_every_swin_has_the_shapes_of_the_weights_that_imagenet_means(name):
+def test_every_swin_has_the_shapes_of_its_imagenet_weights(name):
     with torch.device("meta"):
         theirs = swin_names(timm.create_model(IMAGENET[name]).state_dict())
         ours = build(name).state_dict()
@@ -95,35 +95,35 @@ def test_every_swin_has_the_shapes_of_the_weights_that_imagenet_means(name):
 
 
 @pytest.mark.parametrize("name", IMAGENET.values())
-def test_timm_has_the_weights_that_imagenet_means(name):
+def test_timm_has_all_imagenet_weights(name):
     assert name in timm.list_pretrained()
 
 
-def test_presets_name_weights_that_timm_has():
+def test_timm_has_the_weights_named_in_presets():
     from dinocore.presets import list_presets
 
     requested = {load_config(name).model.backbone_weights for name in list_presets()} - {"imagenet", "none"}
     assert len(requested) == 9 and all(name.removeprefix("timm/") in timm.list_pretrained() for name in requested)
 
 
-def test_other_weights_can_be_asked_for_by_timms_name(downloads):
+def test_other_weights_can_be_requested_by_their_timm_name(downloads):
     load(build("swin-t-224"), "swin-t-224", "timm/swin_tiny_patch4_window7_224.ms_in22k_ft_in1k")
     assert downloads == ["swin_tiny_patch4_window7_224.ms_in22k_ft_in1k"]
     with pytest.raises(CheckpointError, match="does not fit"):
         load(build("swin-t-224"), "swin-t-224", "timm/resnet18.a1_in1k")
 
 
-def test_convnexts_norms_on_maps_stay_new_and_its_blocks_are_loaded(downloads):
+def test_convnext_blocks_are_loaded_and_norms_on_maps_are_not(downloads):
     backbone = build("convnext-t")
     load(backbone, "convnext-t", "imagenet")
     torch.manual_seed(2)
     theirs = timm.create_model("convnext_tiny")
-    found = backbone.body.body["stages_2"].blocks[4].mlp.fc1.weight
-    assert torch.equal(found, theirs.stages[2].blocks[4].mlp.fc1.weight)
+    weight = backbone.body.body["stages_2"].blocks[4].mlp.fc1.weight
+    assert torch.equal(weight, theirs.stages[2].blocks[4].mlp.fc1.weight)
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in backbone.norms)
 
 
-def test_a_file_under_its_publishers_names_is_loaded_by_timms_table(tmp_path):
+def test_a_file_with_its_publishers_tensor_names_is_loaded_with_timms_renaming(tmp_path):
     """Like Facebook's ConvNeXt with 22k classes, which has downsample_layers, stages, norm and head."""
     theirs = timm.create_model("convnext_tiny", num_classes=21841).state_dict()
     rules = [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
@@ -153,7 +153,7 @@ def test_weights_of_a_masked_autoencoder_are_loaded_into_a_vitdet(downloads):
     assert ours.blocks[2].attn.rel_pos_h.abs().max() == 0
 
 
-def test_a_plain_vit_by_timms_name_says_that_it_wants_other_pixels(downloads):
+def test_a_plain_vit_of_timm_recommends_its_pixel_normalization(downloads):
     name = "timm/vit_tiny_patch16_224"
     backbone = build(name)
     message = load(backbone, name, "imagenet")
@@ -165,7 +165,7 @@ def test_a_plain_vit_by_timms_name_says_that_it_wants_other_pixels(downloads):
     assert torch.equal(backbone.body.model.pos_embed, timm.create_model("vit_tiny_patch16_224").pos_embed)
 
 
-def test_names_in_another_order_are_refused_and_a_list_of_the_same_shapes_is_taken(tmp_path):
+def test_unknown_tensor_names_are_accepted_only_if_the_shapes_match_in_order(tmp_path):
     theirs = timm.create_model("convnext_femto").state_dict()
     torch.save({f"a{i}": value for i, value in enumerate(theirs.values())}, tmp_path / "numbered.pth")
     backbone = build(CONVNEXT.split("=")[1])

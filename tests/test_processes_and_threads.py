@@ -39,18 +39,18 @@ def two_threads():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python warns about forking with threads
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_a_child_process_detects_after_its_parent_did(detector, image, two_threads, method):
+def test_a_child_process_can_detect_after_its_parent(detector, image, two_threads, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
     expected = detector(image)  # starts threads, which a forked child does not have
     pool = ProcessPoolExecutor(1, multiprocessing.get_context(method))
     try:
-        found = pool.submit(detector, image).result(timeout=300)
+        actual = pool.submit(detector, image).result(timeout=300)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             child.kill()
-    assert torch.allclose(found.scores, expected.scores, atol=1e-3)
+    assert torch.allclose(actual.scores, expected.scores, atol=1e-3)
 
 
 def test_threads_share_a_detector(detector, image):
@@ -62,9 +62,11 @@ def test_threads_share_a_detector(detector, image):
         assert torch.allclose(one.scores, other.scores, atol=1e-3)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))], ids=["deepcopy", "pickle"])
-def test_a_copy_detects_the_same_with_memory_of_its_own(detector, image, copied):
-    other = copied(detector)
+@pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_gives_the_same_results_and_shares_no_memory(detector, image, make_copy):
+    other = make_copy(detector)
     assert torch.equal(other(image).boxes_xyxy, detector(image).boxes_xyxy)
     assert [c.name for c in other.categories] == [c.name for c in detector.categories]
     ours, theirs = ({p.data_ptr() for p in d.model.parameters()} for d in (detector, other))
@@ -72,20 +74,20 @@ def test_a_copy_detects_the_same_with_memory_of_its_own(detector, image, copied)
 
 
 def test_a_backend_is_chosen_for_one_thread_or_for_all():
-    seen = {}
+    results = {}
     with use_backend("reference"):
-        other = threading.Thread(target=lambda: seen.update(chosen=is_reference()))
+        other = threading.Thread(target=lambda: results.update(other_thread=is_reference()))
         other.start()
         other.join()
         assert is_reference()
     with use_backend("reference", all_threads=True):
-        again = threading.Thread(target=lambda: seen.update(told=is_reference()))
-        again.start()
-        again.join()
-    assert seen == {"chosen": False, "told": True} and not is_reference()
+        another = threading.Thread(target=lambda: results.update(all_threads=is_reference()))
+        another.start()
+        another.join()
+    assert results == {"other_thread": False, "all_threads": True} and not is_reference()
 
 
-def test_an_inspector_sees_the_sampling_of_its_own_thread_only(detector, image):
+def test_sampling_of_other_threads_is_not_recorded(detector, image):
     detector(image)
     calls = []
     with watch_sampling(calls.append), ThreadPoolExecutor(1) as pool, use_backend("reference"):
@@ -94,32 +96,32 @@ def test_an_inspector_sees_the_sampling_of_its_own_thread_only(detector, image):
 
 
 def test_recomputation_uses_the_backend_of_the_forward_pass():
-    class Seeing(nn.Module):
+    class Recorder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.seen = []
+            self.recorded = []
 
         def forward(self, x):
-            self.seen.append(is_reference())
+            self.recorded.append(is_reference())
             return x.sin()
 
-    layer = Seeing()
+    layer = Recorder()
     with use_backend("reference"):
         output = checkpointed(layer, torch.ones(2, requires_grad=True))
     output.sum().backward()
-    assert layer.seen == [True, True]
+    assert layer.recorded == [True, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_another_default_dtype_changes_nothing(dtype, detector, image):
+def test_the_default_dtype_does_not_change_the_detections(dtype, detector, image):
     expected = detector(image)
     torch.set_default_dtype(dtype)
     try:
-        found = load_detector(amp="off")(image)
+        actual = load_detector(amp="off")(image)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found.scores.dtype == torch.float32 and torch.allclose(found.scores, expected.scores, atol=1e-4)
-    assert torch.allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
+    assert actual.scores.dtype == torch.float32 and torch.allclose(actual.scores, expected.scores, atol=1e-4)
+    assert torch.allclose(actual.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
 
 
 def test_a_custom_training_step_works_with_another_default_dtype():

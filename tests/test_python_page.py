@@ -18,16 +18,16 @@ QUICK = ["data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96", "
 
 
 @pytest.mark.slow
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
+def test_the_code_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("supervision")
     monkeypatch.chdir(tmp_path)
     write_sample_data(Path("my-data"), num_images=8, seed=3, size=(96, 72))
     Image.fromarray(draw_smear(5, 0, (320, 240))[0]).save("img.jpg")
-    names: dict = {}
+    namespace: dict = {}
     for number, block in enumerate(BLOCKS, 1):
-        exec(compile(block, f"block {number} of {PAGE.name}", "exec"), names)
+        exec(compile(block, f"block {number} of {PAGE.name}", "exec"), namespace)
         if "import build_model, load_config" in block:  # smaller images, for a faster test
-            names["load_config"] = lambda name, overrides=(): load_config(name, [*QUICK, *overrides])
+            namespace["load_config"] = lambda name, overrides=(): load_config(name, [*QUICK, *overrides])
     printed = capsys.readouterr().out
     assert "RBC" in printed or "WBC" in printed, "the first block prints detections"
     assert (tmp_path / "runs/mine/best.safetensors").is_file() and len(BLOCKS) > 10

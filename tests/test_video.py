@@ -23,14 +23,14 @@ def write_video(tmp_path):
     """A function that writes a video of noise with a dark top left quarter, and returns its path."""
 
     def write(name="video.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, aspect=None, **options):
-        noise = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
         with av.open(str(tmp_path / name), "w", options=options) as container:
             stream = container.add_stream(codec, rate=rate)
             stream.width, stream.height, stream.pix_fmt, stream.gop_size = 96, 64, "yuv420p", 10
             if aspect:
                 stream.codec_context.sample_aspect_ratio = aspect
             for milliseconds in times:
-                pixels = noise.integers(100, 256, (64, 96, 3), dtype=np.uint8)
+                pixels = generator.integers(100, 256, (64, 96, 3), dtype=np.uint8)
                 pixels[:32, :48] = 0
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
@@ -41,10 +41,10 @@ def write_video(tmp_path):
     return write
 
 
-def read(path, **given):
+def read(path, **options):
     """The frames and the damaged places of a video."""
-    with open_video(str(path)) as opened:
-        items = list(opened.read(**given))
+    with open_video(str(path)) as reader:
+        items = list(reader.read(**options))
     return [i for i in items if isinstance(i, Frame)], [i for i in items if isinstance(i, Damaged)]
 
 
@@ -66,7 +66,7 @@ def test_frames_lost_without_an_error_are_reported_as_a_gap(write_video):
     content[middle : middle + length] = np.random.default_rng(1).bytes(length)
     path.write_bytes(content)
     frames, damaged = read(path)
-    assert any("no frames between" in place.reason for place in damaged)
+    assert any("no frames between" in gap.reason for gap in damaged)
     assert len(frames) < 50 and frames[-1].number == 49
     assert all(frame.number == round(frame.seconds * 25) for frame in frames)
 
@@ -74,12 +74,12 @@ def test_frames_lost_without_an_error_are_reported_as_a_gap(write_video):
 def test_frames_decoded_with_errors_are_reported_and_returned(write_video):
     path = write_video()
     content = bytearray(path.read_bytes())
-    for place in np.random.default_rng(2).integers(len(content) // 4, len(content) * 3 // 4, 20):
-        content[place] ^= 0x55
+    for position in np.random.default_rng(2).integers(len(content) // 4, len(content) * 3 // 4, 20):
+        content[position] ^= 0x55
     path.write_bytes(content)
     frames, damaged = read(path)
-    named = {place.after + 1 for place in damaged if "has errors" in place.reason}
-    assert named and named <= {frame.number for frame in frames}
+    numbers = {item.after + 1 for item in damaged if "has errors" in item.reason}
+    assert numbers and numbers <= {frame.number for frame in frames}
 
 
 @pytest.mark.parametrize("name, codec", [
@@ -88,8 +88,8 @@ def test_frames_decoded_with_errors_are_reported_and_returned(write_video):
 ])  # fmt: skip
 def test_an_intact_video_has_no_damage_and_can_be_read_from_any_start(write_video, name, codec):
     path = write_video(name, codec=codec)
-    whole, damaged = read(path)
-    assert damaged == [] and [frame.number for frame in whole] == list(range(50))
+    expected, damaged = read(path)
+    assert damaged == [] and [frame.number for frame in expected] == list(range(50))
     first, second = read(path, end=0.48), read(path, start=0.48)
     assert [frame.number for frame in first[0] + second[0]] == list(range(50))
     assert first[1] + second[1] == []
@@ -98,9 +98,9 @@ def test_an_intact_video_has_no_damage_and_can_be_read_from_any_start(write_vide
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_numbers_of_a_video_of_varying_rate_do_not_depend_on_the_start(write_video, name):
     path = write_video(name, times=[40 * k + 3 * k * k for k in range(30)])
-    whole = [(frame.number, frame.seconds) for frame in read(path, every=3)[0]]
-    late = [(frame.number, frame.seconds) for frame in read(path, every=3, start=1)[0]]
-    assert late and late == [row for row in whole if row[1] >= 1]
+    expected = [(frame.number, frame.seconds) for frame in read(path, every=3)[0]]
+    later = [(frame.number, frame.seconds) for frame in read(path, every=3, start=1)[0]]
+    assert later and later == [row for row in expected if row[1] >= 1]
 
 
 @pytest.mark.parametrize("matrix, dark", [
@@ -120,22 +120,22 @@ def test_a_video_is_rotated_and_flipped_according_to_its_metadata(write_video, m
     assert np.unravel_index(np.argmin(quarters), (2, 2)) == dark
 
 
-@pytest.mark.parametrize("sends", [False, True])
-def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, sends):
+@pytest.mark.parametrize("sends_data", [False, True])
+def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, sends_data):
     """Python handles no signals while FFmpeg waits, so without a timeout the command could only be killed."""
     monkeypatch.setattr(video, "TIMEOUTS", (3.0, 0.5))
-    content, held = write_video("a.ts", codec="mpeg2video").read_bytes(), []
+    content, connections = write_video("a.ts", codec="mpeg2video").read_bytes(), []
 
     def serve():
-        held.append(listening.accept()[0])
-        if sends:
-            held[0].sendall(content)
+        connections.append(server.accept()[0])
+        if sends_data:
+            connections[0].sendall(content)
 
-    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listening:
-        stack.callback(lambda: [connection.close() for connection in held])
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as server:
+        stack.callback(lambda: [connection.close() for connection in connections])
         threading.Thread(target=serve, daemon=True).start()
-        address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
-        if sends:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        if sends_data:
             frames, damaged = read(address)
             assert 40 < len(frames) <= 50 and "no data for 0.5 s" in damaged[-1].reason
         else:
@@ -143,8 +143,8 @@ def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, se
                 read(address)
 
 
-def written(path, seconds, rate, constant_rate=True):
-    """Write a video whose frames have the grey values of `shade`; return its frame times and mean rate."""
+def write_and_probe(path, seconds, rate, constant_rate=True):
+    """Write a video whose frames have the grey values that `index_of` reads; return its frame times and mean rate."""
     writer = VideoWriter(path, rate, constant_rate)
     for k, second in enumerate(seconds):
         writer.add(Image.new("RGB", (96, 64), (20 * (k % 10),) * 3), second)
@@ -155,14 +155,14 @@ def written(path, seconds, rate, constant_rate=True):
         return times, float(stream.average_rate)
 
 
-def shade(frame):
-    """The index of a frame from `written`, modulo 10, by its grey value."""
+def index_of(frame):
+    """The index of a frame from `write_and_probe`, modulo 10, by its grey value."""
     return round(frame.pixels.mean() / 20)
 
 
 @pytest.mark.parametrize("suffix", sorted(CODECS))
 def test_every_video_format_is_written_at_its_frame_rate(tmp_path, suffix):
-    times, rate = written(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
+    times, rate = write_and_probe(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
     assert rate == pytest.approx(2.5, rel=0.01)
     assert [b - a for a, b in pairwise(times)] == pytest.approx([0.4] * 5, abs=2e-3)
 
@@ -170,33 +170,33 @@ def test_every_video_format_is_written_at_its_frame_rate(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", sorted(CODECS))
 def test_a_written_video_is_read_back_with_each_frame_in_place(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    written(path, [k / 25 for k in range(40)], 25)
+    write_and_probe(path, [k / 25 for k in range(40)], 25)
     for start in (0, 1.2):
         frames, damaged = read(path, start=start)
         assert damaged == [] and [frame.number for frame in frames] == list(range(round(start * 25), 40))
-        assert [shade(frame) for frame in frames] == [frame.number % 10 for frame in frames]
+        assert [index_of(frame) for frame in frames] == [frame.number % 10 for frame in frames]
 
 
 def test_a_container_without_timestamps_repeats_the_last_frame_in_gaps(tmp_path):
-    written(tmp_path / "a.avi", [0, 0.04, 0.24], 25, constant_rate=False)
+    write_and_probe(tmp_path / "a.avi", [0, 0.04, 0.24], 25, constant_rate=False)
     frames, damaged = read(tmp_path / "a.avi")
     assert damaged == [] and [frame.number for frame in frames] == list(range(7))
-    assert [shade(frame) for frame in frames] == [0, 1, 1, 1, 1, 1, 2]
+    assert [index_of(frame) for frame in frames] == [0, 1, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("rate, constant_rate", [(25, True), (9, False)])
 def test_frames_are_written_at_their_times(tmp_path, rate, constant_rate):
     seconds = [0, 0.04, 0.08, 0.6, 0.64, 1.0]
-    times, _ = written(tmp_path / "a.mp4", seconds, rate, constant_rate)
+    times, _ = write_and_probe(tmp_path / "a.mp4", seconds, rate, constant_rate)
     assert times == pytest.approx(seconds, abs=2e-3)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm"])
 @pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(9, 16)])
-def test_a_video_with_non_square_pixels_is_written_with_square_ones(write_video, tmp_path, suffix, aspect, turned):
+def test_a_video_with_non_square_pixels_is_written_with_square_ones(write_video, tmp_path, suffix, aspect, rotated):
     path = write_video(times=range(0, 120, 40), aspect=aspect)
-    if turned:
+    if rotated:
         content = bytearray(path.read_bytes())
         at = content.index(b"tkhd") + 4 + 40
         content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
@@ -207,8 +207,8 @@ def test_a_video_with_non_square_pixels_is_written_with_square_ones(write_video,
     writer.close()
     with av.open(str(tmp_path / f"b{suffix}")) as container:
         stream = container.streams.video[0]
-        shown = float(stream.sample_aspect_ratio or 1) * stream.width / stream.height
-    assert shown == pytest.approx(64 / (96 * aspect) if turned else 96 * aspect / 64, rel=0.02)
+        ratio = float(stream.sample_aspect_ratio or 1) * stream.width / stream.height
+    assert ratio == pytest.approx(64 / (96 * aspect) if rotated else 96 * aspect / 64, rel=0.02)
 
 
 @pytest.mark.parametrize("size", [(96, 65), (31, 200), (640, 64), (192, 128)])

@@ -30,17 +30,19 @@ def path(tmp_path, tensors):
 
 
 def test_a_written_file_can_be_read_by_us_and_by_safetensors(path, tensors):
-    for read in (load_weights(path).tensors, load_file(path)):
-        assert read.keys() == tensors.keys()
-        assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in tensors.items())
+    for loaded in (load_weights(path).tensors, load_file(path)):
+        assert loaded.keys() == tensors.keys()
+        assert all(
+            torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in tensors.items()
+        )
 
 
-def test_a_flipped_bit_anywhere_in_the_numbers_is_noticed(path):
+def test_a_flipped_bit_anywhere_in_the_tensors_is_detected(path):
     content = path.read_bytes()
-    begin = 8 + int.from_bytes(content[:8], "little")
-    for place in np.linspace(begin, len(content) - 1, 9).astype(int):
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in np.linspace(start, len(content) - 1, 9).astype(int):
         changed = bytearray(content)
-        changed[place] ^= 1
+        changed[position] ^= 1
         path.write_bytes(changed)
         with pytest.raises(CheckpointError, match="is damaged: its tensors have changed since they were written; copy"):
             load_weights(path)

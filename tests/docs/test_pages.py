@@ -47,9 +47,9 @@ def shell_commands(script: str) -> Iterator[str]:
     """The arguments of each `dino` command in a script."""
     for line in script.replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|\|\||[|;]|\$\(", line.partition(" #")[0]):
-            found = re.search(r"(?:^|\s)(?:-m dinocli|dino) (?!:)(.*)", part.strip().removeprefix("$ "))
-            if found and not re.search(r"\b(docker|pip) ", part):
-                yield found[1].strip().rstrip("&)'")
+            match = re.search(r"(?:^|\s)(?:-m dinocli|dino) (?!:)(.*)", part.strip().removeprefix("$ "))
+            if match and not re.search(r"\b(docker|pip) ", part):
+                yield match[1].strip().rstrip("&)'")
 
 
 def commands() -> Iterator[Line]:
@@ -65,7 +65,7 @@ def commands() -> Iterator[Line]:
 LINES = sorted(set(commands()))
 
 
-def complaint(line: Line) -> str:
+def problem_of(line: Line) -> str:
     """What is wrong with a command, or an empty string."""
     try:
         name, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(line.text)]
@@ -83,18 +83,18 @@ def complaint(line: Line) -> str:
         if not line.whole and type(error).__name__ == "MissingParameter":
             return ""
         return f"{type(error).__name__}: {getattr(error, 'message', error)}"
-    given = context.params
-    settings = given.get("overrides") or given.get("set") or []
-    return preset_complaint(given) or next(filter(None, map(setting_complaint, settings)), "")
+    params = context.params
+    settings = params.get("overrides") or params.get("set") or []
+    return preset_problem(params) or next(filter(None, map(setting_problem, settings)), "")
 
 
-def preset_complaint(given: dict) -> str:
-    preset = given.get("preset")
+def preset_problem(params: dict) -> str:
+    preset = params.get("preset")
     known = not preset or preset in list_presets() or preset.isupper() or preset.endswith(".toml")
     return "" if known else f"there is no preset `{preset}`"
 
 
-def setting_complaint(setting: str) -> str:
+def setting_problem(setting: str) -> str:
     if setting == "KEY=VALUE" or "…" in setting:
         return ""
     try:
@@ -104,27 +104,27 @@ def setting_complaint(setting: str) -> str:
     return ""
 
 
-def test_every_command_in_the_documentation_is_understood_by_the_command_itself(monkeypatch):
+def test_every_command_in_the_documentation_is_valid(monkeypatch):
     for check in ("weights.fetch.catalogue.check_there", "data.formats.layout.check_is_folder"):
         monkeypatch.setattr(f"dinocore.{check}", lambda name: None)  # pages use example names
-    complaints = [f"{line}\n    {found}" for line in LINES if (found := complaint(line))]
+    problems = [f"{line}\n    {problem}" for line in LINES if (problem := problem_of(line))]
     assert len(LINES) > 100
-    assert complaints == []
+    assert problems == []
 
 
 def test_a_command_with_a_typo_is_reported():
-    slips = [
+    mistakes = [
         "predict a --treshold 1",
         "tarin",
         "train --preset r50",
         "train --set model.querys=3",
         "predict --gpus x a",
     ]
-    assert all(complaint(Line("", slip, True)) for slip in slips)
+    assert all(problem_of(Line("", mistake, True)) for mistake in mistakes)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_in_a_page_compiles_and_its_imports_from_here_exist(page):
+def test_python_in_a_page_compiles_and_its_imports_of_the_package_exist(page):
     for code in blocks(page, "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("dinocore", "dinocli")):
@@ -144,7 +144,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-def broken(page: Path) -> Iterator[str]:
+def broken_links(page: Path) -> Iterator[str]:
     """Links of a page to files, images and headings that do not exist."""
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
@@ -157,8 +157,8 @@ def broken(page: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_to_files_and_headings_that_are_there(page):
-    assert list(broken(page)) == []
+def test_links_between_pages_lead_to_existing_files_and_headings(page):
+    assert list(broken_links(page)) == []
 
 
 def test_every_image_of_the_documentation_is_shown_somewhere():
@@ -166,7 +166,7 @@ def test_every_image_of_the_documentation_is_shown_somewhere():
     assert [image.name for image in (ROOT / "docs/images").iterdir() if f"images/{image.name}" not in shown] == []
 
 
-def test_the_readme_of_the_package_has_no_link_or_image_that_only_a_checkout_has():
+def test_the_readme_of_the_package_has_no_relative_links_or_images():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for rule in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
@@ -177,21 +177,21 @@ def test_the_readme_of_the_package_has_no_link_or_image_that_only_a_checkout_has
 
 def test_the_tests_that_the_fault_catalogue_names_exist():
     text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)(?:::(test_\w+?)_?…?)?`", text)
-    assert len(named) > 50
+    references = re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)(?:::(test_\w+?)_?…?)?`", text)
+    assert len(references) > 50
     missing = []
-    for file, start in named:
-        found = [path.read_text(encoding="utf-8") for path in ROOT.glob(f"tests/**/{file}")]
-        if not any(f"def {start}" in source for source in found):
+    for file, start in references:
+        sources = [path.read_text(encoding="utf-8") for path in ROOT.glob(f"tests/**/{file}")]
+        if not any(f"def {start}" in source for source in sources):
             missing.append(f"{file}::{start}")
     assert sorted(missing) == []
 
 
-def test_the_script_of_the_tutorial_draws_a_data_set_that_dino_reads(tmp_path):
-    names = runpy.run_path(str(ROOT / "docs/scripts/draw_parts.py"))
-    names["main"](tmp_path, train=3, val=1)
+def test_the_script_of_the_tutorial_writes_a_dataset_that_can_be_read(tmp_path):
+    namespace = runpy.run_path(str(ROOT / "docs/scripts/draw_parts.py"))
+    namespace["main"](tmp_path, train=3, val=1)
     layout = find_layout(tmp_path)
-    found = read_annotations(layout.train)
+    annotations = read_annotations(layout.train)
     assert layout.kind == "YOLO" and layout.val is not None
-    assert [category.name for category in found.categories] == ["washer", "nut", "bolt"]
-    assert len(found.image_ids) == 3 and (found.trainable()).all()
+    assert [category.name for category in annotations.categories] == ["washer", "nut", "bolt"]
+    assert len(annotations.image_ids) == 3 and (annotations.trainable()).all()

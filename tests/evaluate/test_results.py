@@ -33,19 +33,19 @@ def read(tmp_path):
     return read
 
 
-def test_ids_may_be_written_as_pandas_writes_them(read):
+def test_ids_may_be_floats_as_written_by_pandas(read):
     (row,) = read([result(1.0, 1.0, (1, 2, 3, 4), 1)])
     assert row == result(score=1.0) and type(row["image_id"]) is type(row["category_id"]) is int
     assert read([result(1e0), result()]) == [result(), result()]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "1", "/data/val/a.png", "val\\a.png"])
-def test_images_may_be_named_instead_of_numbered(read, name):
+def test_images_may_be_given_by_file_name(read, name):
     assert read([result(name)]) == [result()]
     assert read([result(name, score=1), result(1.0)]) == [result(score=1.0), result()], "also if ids are floats"
 
 
-def test_a_file_name_counts_more_than_an_id(tmp_path):
+def test_file_names_take_precedence_over_ids(tmp_path):
     two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/2.png", b"y/1.png"]), starts=np.zeros(3))
     path = tmp_path / "r.json"
     path.write_text(json.dumps([result(1) | {"file_name": "1.png"}, result(2) | {"file_name": "y/1.png"}]))
@@ -65,13 +65,13 @@ def test_a_file_name_counts_more_than_an_id(tmp_path):
 def test_category_ids_that_are_off_by_one_are_recognized(tmp_path, ids, fix):
     three = IMAGE._replace(categories=[Category(1, "a"), Category(2, "b"), Category(3, "c")])
     path = tmp_path / "r.json"
-    path.write_text(json.dumps([result(category_id=number) for number in ids]))
+    path.write_text(json.dumps([result(category_id=category_id) for category_id in ids]))
     with pytest.raises(DataError) as caught:
         read_results(path, three)
     assert fix in caught.value.fix
 
 
-def test_a_name_of_two_images_is_not_matched(tmp_path):
+def test_a_file_name_shared_by_two_images_is_refused(tmp_path):
     two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/a.png", b"y/a.png"]), starts=np.zeros(3))
     path = tmp_path / "r.json"
     path.write_text(json.dumps([result("y/a"), result("x/a.png")]))
@@ -101,7 +101,7 @@ def test_a_name_of_two_images_is_not_matched(tmp_path):
         ([result(1.0, score=float("nan"))], "1 of 1 results have a box or score that is not finite"),
     ],
 )
-def test_a_file_that_cannot_be_evaluated_is_named_with_its_first_fault(read, content, message):
+def test_an_invalid_results_file_is_reported_with_its_first_fault(read, content, message):
     with pytest.raises(DataError) as caught:
         read(content)
     assert caught.value.code == "DATA-RESULTS" and caught.value.where.endswith("r.json")

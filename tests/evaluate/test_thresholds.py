@@ -33,49 +33,49 @@ def annotations(tmp_path):
     return read_annotations(Split(tmp_path / "a.json", [tmp_path]))
 
 
-def result(kind, x, score):
-    return {"image_id": 1, "category_id": kind, "bbox": [x, x, 10.0, 10.0], "score": score}
+def result(category_id, x, score):
+    return {"image_id": 1, "category_id": category_id, "bbox": [x, x, 10.0, 10.0], "score": score}
 
 
-def test_each_class_has_its_own_and_all_together_one(annotations):
-    found = best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), result(5, 80, 0.1)])
-    assert found == {"overall": 0.2 - MARGIN, "classes": {"cat": 0.7 - MARGIN, "dog": 0.2 - MARGIN, "fox": None}}
+def test_each_class_has_a_threshold_and_all_together_have_one(annotations):
+    thresholds = best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), result(5, 80, 0.1)])
+    assert thresholds == {"overall": 0.2 - MARGIN, "classes": {"cat": 0.7 - MARGIN, "dog": 0.2 - MARGIN, "fox": None}}
 
 
-def test_false_alarms_move_it_up(annotations):
+def test_false_positives_raise_the_threshold(annotations):
     wrong = [result(5, 20 + n, 0.25 + n / 100) for n in range(8)]
     assert best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), *wrong])["overall"] == 0.7 - MARGIN
 
 
-def test_rounding_does_not_hide_the_detection_whose_score_is_the_threshold(annotations):
-    least = best_thresholds(annotations, [result(3, 0, 0.7)])["overall"]
-    assert np.nextafter(np.float32(0.7), np.float32(0)) >= least and least > 0.699
+def test_a_detection_whose_score_is_the_threshold_is_not_lost_to_rounding(annotations):
+    threshold = best_thresholds(annotations, [result(3, 0, 0.7)])["overall"]
+    assert np.nextafter(np.float32(0.7), np.float32(0)) >= threshold and threshold > 0.699
 
 
-def test_without_a_right_detection_there_is_none(annotations):
+def test_without_a_correct_detection_there_is_no_threshold(annotations):
     assert best_thresholds(annotations, [result(3, 50, 0.9)]) is None
     assert best_thresholds(annotations, []) is None
 
 
 @pytest.mark.parametrize("stored", [None, {}, {"overall": None}, {"overall": "high"}, {"overall": 2.0}, [0.5]])
-def test_weights_without_a_usable_threshold_have_none(stored):
+def test_an_invalid_stored_threshold_is_ignored(stored):
     assert Weights({}, load_config("tiny"), [], {"thresholds": stored}).threshold is None
 
 
-def test_a_class_without_a_threshold_of_its_own_has_that_of_all_and_without_any_it_is_0_3():
-    kinds = [Category(1, "cat"), Category(2, "dog"), Category(3, "fox")]
+def test_a_class_without_a_threshold_uses_the_overall_one_or_0_3():
+    categories = [Category(1, "cat"), Category(2, "dog"), Category(3, "fox")]
     stored = {"overall": 0.4, "classes": {"cat": 0.7, "dog": None, "fox": "high"}}
-    weights = Weights({}, load_config("tiny"), kinds, {"thresholds": stored})
-    assert least_scores(kinds, weights.threshold, weights.class_thresholds) == [0.7, 0.4, 0.4]
-    assert least_scores(kinds, None, {}) == [0.3, 0.3, 0.3]
+    weights = Weights({}, load_config("tiny"), categories, {"thresholds": stored})
+    assert least_scores(categories, weights.threshold, weights.class_thresholds) == [0.7, 0.4, 0.4]
+    assert least_scores(categories, None, {}) == [0.3, 0.3, 0.3]
 
 
-def test_two_classes_of_one_name_keep_their_own_rows(annotations):
-    same = annotations._replace(categories=[Category(3, "cat"), Category(5, "cat"), Category(8, "fox")])
+def test_two_classes_with_the_same_name_have_separate_rows(annotations):
+    same_names = annotations._replace(categories=[Category(3, "cat"), Category(5, "cat"), Category(8, "fox")])
     results = [result(3, 0, 0.7), result(5, 50, 0.2)]
     names = ["cat (id 3)", "cat (id 5)", "fox"]
-    least = [0.7 - MARGIN, 0.2 - MARGIN, None]
-    assert best_thresholds(same, results)["classes"] == dict(zip(names, least, strict=True))
-    answer = to_json(analyse(same, results, times=0))
-    assert list(answer["classes"]) == names and answer["confusion"]["classes"][:3] == names
-    assert list(coco_metrics(same, results).classes) == list(statistics(same)["classes"]) == names
+    thresholds = [0.7 - MARGIN, 0.2 - MARGIN, None]
+    assert best_thresholds(same_names, results)["classes"] == dict(zip(names, thresholds, strict=True))
+    data = to_json(analyse(same_names, results, times=0))
+    assert list(data["classes"]) == names and data["confusion"]["classes"][:3] == names
+    assert list(coco_metrics(same_names, results).classes) == list(statistics(same_names)["classes"]) == names

@@ -44,8 +44,10 @@ INFO = {
     "schema": 1, "names": ["disc", "ring"], "ids": [1, 2], "canvas": [96, 128], "pixels": "uint8", "eval_scale": 64,
     "max_size": 110, "nms_iou": 0.5, "max_dets": 3, "threshold": 0.3, "precision": "float32", "data": {},
 }  # fmt: skip
-NOTHING_ELSE: dict = {}
-SHARES = np.array([[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32)  # xyxy fractions
+NO_CHANGES: dict = {}
+BOX_FRACTIONS = np.array(
+    [[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32
+)  # xyxy fractions
 LABELS, SCORES = [0, 0, 1], [0.9, 0.8, 0.2]
 
 
@@ -57,15 +59,15 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
     from onnx import TensorProto as T
     from onnx import helper, numpy_helper
 
-    def write(info: dict | None = NOTHING_ELSE, name: str = "hand.onnx") -> Path:
+    def write(info: dict | None = NO_CHANGES, name: str = "hand.onnx") -> Path:
         node, pixels = helper.make_node, (INFO | (info or {}))["pixels"]
         constants = {
-            "columns": np.array([1, 0, 1, 0]), "shares": SHARES[None], "labels_": np.array([LABELS]), "axis": [1],
-            "scores_": np.array([SCORES], np.float32) / 255, "axes": [1, 2, 3],
+            "columns": np.array([1, 0, 1, 0]), "fractions": BOX_FRACTIONS[None], "labels_": np.array([LABELS]),
+            "axis": [1], "scores_": np.array([SCORES], np.float32) / 255, "axes": [1, 2, 3],
         }  # fmt: skip
         nodes = [
             node("Gather", ["sizes", "columns"], ["whwh"], axis=1), node("Cast", ["whwh"], ["pixels"], to=T.FLOAT),
-            node("Unsqueeze", ["pixels", "axis"], ["scale"]), node("Mul", ["scale", "shares"], ["boxes"]),
+            node("Unsqueeze", ["pixels", "axis"], ["scale"]), node("Mul", ["scale", "fractions"], ["boxes"]),
             node("Cast", ["images"], ["floats"], to=T.FLOAT),
             node("ReduceMax", ["floats", "axes"], ["brightest"], keepdims=0),
             node("Unsqueeze", ["brightest", "axis"], ["column"]), node("Mul", ["column", "scores_"], ["scores"]),
@@ -90,18 +92,18 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
     return write
 
 
-class Hand(torch.nn.Module):
+class HandWrittenDetector(torch.nn.Module):
     """The same detector in PyTorch."""
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("shares", torch.from_numpy(SHARES))
-        self.register_buffer("found", torch.tensor(SCORES))
+        self.register_buffer("fractions", torch.from_numpy(BOX_FRACTIONS))
+        self.register_buffer("base_scores", torch.tensor(SCORES))
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Labels, scores and boxes, like `DetectorGraph`."""
-        scores = images.float().amax((1, 2, 3))[:, None] / 255 * self.found
-        boxes = sizes[:, [1, 0, 1, 0]].float()[:, None] * self.shares
+        scores = images.float().amax((1, 2, 3))[:, None] / 255 * self.base_scores
+        boxes = sizes[:, [1, 0, 1, 0]].float()[:, None] * self.fractions
         return torch.tensor(LABELS).expand(sizes.shape[0], -1).clone(), scores, boxes
 
 
@@ -109,12 +111,12 @@ class Hand(torch.nn.Module):
 def write_pt2(tmp_path) -> Callable[..., Path]:
     """Like `write_onnx`, for a torch.export program."""
 
-    def write(info: dict | None = NOTHING_ELSE, name: str = "hand.pt2") -> Path:
-        beside = {} if info is None else {"dino": json.dumps(INFO | info)}
+    def write(info: dict | None = NO_CHANGES, name: str = "hand.pt2") -> Path:
+        extra_files = {} if info is None else {"dino": json.dumps(INFO | info)}
         batch = torch.export.Dim("batch", max=64)
         shapes = torch.zeros(2, 96, 128, 3, dtype=torch.uint8), torch.ones(2, 2, dtype=torch.int64)
-        program = torch.export.export(Hand(), shapes, dynamic_shapes=({0: batch}, {0: batch}))
-        torch.export.save(program, tmp_path / name, extra_files=beside)
+        program = torch.export.export(HandWrittenDetector(), shapes, dynamic_shapes=({0: batch}, {0: batch}))
+        torch.export.save(program, tmp_path / name, extra_files=extra_files)
         return tmp_path / name
 
     return write

@@ -15,23 +15,23 @@ from dinocore.export.runtime import ExportedDetector
 
 REFUSED = "damaged or in another format|not written by this version"
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda whole: b"",
-    "zeros": lambda whole: bytes(len(whole)),
-    "text": lambda whole: b"<html>404 Not Found</html>",
-    "another format": lambda whole: b"\x89PNG\r\n\x1a\n" + whole,
-    "first bytes missing": lambda whole: whole[100:],
-    "last byte missing": lambda whole: whole[:-1],
-    "half": lambda whole: whole[: len(whole) // 2],
-    "middle missing": lambda whole: whole[: len(whole) // 3] + whole[2 * len(whole) // 3 :],
-    "noise in the middle": lambda whole: (
-        whole[: len(whole) // 3] + np.random.default_rng(1).bytes(300) + whole[len(whole) // 3 + 300 :]
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"<html>404 Not Found</html>",
+    "another format": lambda content: b"\x89PNG\r\n\x1a\n" + content,
+    "first bytes missing": lambda content: content[100:],
+    "last byte missing": lambda content: content[:-1],
+    "half": lambda content: content[: len(content) // 2],
+    "middle missing": lambda content: content[: len(content) // 3] + content[2 * len(content) // 3 :],
+    "noise in the middle": lambda content: (
+        content[: len(content) // 3] + np.random.default_rng(1).bytes(300) + content[len(content) // 3 + 300 :]
     ),
-    "opened as text": lambda whole: whole.decode("utf-8", "replace").encode(),
+    "opened as text": lambda content: content.decode("utf-8", "replace").encode(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_refused_with_our_own_message_only(write_exported, damage, capfd):
+def test_a_damaged_file_is_refused_with_only_our_own_message(write_exported, damage, capfd):
     file = write_exported()
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     with pytest.raises(ValueError, match=REFUSED):
@@ -43,9 +43,9 @@ def test_a_damaged_file_is_refused_with_our_own_message_only(write_exported, dam
 
 def test_a_file_truncated_anywhere_is_refused(write_onnx):
     file = write_onnx()
-    whole = file.read_bytes()
-    for length in np.random.default_rng().integers(0, len(whole), 60):
-        file.write_bytes(whole[:length])
+    content = file.read_bytes()
+    for length in np.random.default_rng().integers(0, len(content), 60):
+        file.write_bytes(content[:length])
         with pytest.raises(ValueError, match=REFUSED):
             ExportedDetector(file)
 
@@ -79,7 +79,7 @@ def test_a_file_with_invalid_metadata_is_refused(write_onnx, text):
 
 
 @pytest.mark.parametrize("tensor", ["images", "sizes", "labels", "scores", "boxes"])
-def test_a_graph_with_other_inputs_or_outputs_does_not_run(write_onnx, tensor):
+def test_a_graph_with_wrong_inputs_or_outputs_fails_to_run(write_onnx, tensor):
     import onnx
 
     file = write_onnx()
@@ -94,7 +94,7 @@ def test_a_graph_with_other_inputs_or_outputs_does_not_run(write_onnx, tensor):
         ExportedDetector(file)(Image.new("RGB", (20, 20)))
 
 
-def test_numbers_that_are_not_finite_are_refused(write_onnx):
+def test_non_finite_scores_are_refused(write_onnx):
     import onnx
 
     file = write_onnx()
@@ -121,12 +121,12 @@ def write_openvino(write_onnx, tmp_path) -> Callable[[], Path]:
     return write
 
 
-def test_an_openvino_file_gives_the_same_as_onnx(write_openvino, write_onnx):
+def test_an_openvino_file_gives_the_same_results_as_onnx(write_openvino, write_onnx):
     image = Image.new("RGB", (70, 50), "white")
-    got, expected = ExportedDetector(write_openvino())(image), ExportedDetector(write_onnx())(image)
-    assert len(got.labels) == 1
-    for one, other in zip(got, expected, strict=True):
-        assert one == pytest.approx(other)
+    actual, expected = ExportedDetector(write_openvino())(image), ExportedDetector(write_onnx())(image)
+    assert len(actual.labels) == 1
+    for ours, reference in zip(actual, expected, strict=True):
+        assert ours == pytest.approx(reference)
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".bin"])
@@ -147,12 +147,12 @@ def test_an_openvino_file_without_its_weights_is_refused(write_openvino):
 
 
 @pytest.mark.parametrize("size", [(96, 127), (128, 96), (64, 96), (97, 128), (0, 128)])
-def test_a_canvas_that_a_file_does_not_take_is_refused(write_onnx, size):
+def test_a_canvas_that_a_file_does_not_support_is_refused(write_onnx, size):
     with pytest.raises(ValueError, match=r"needs images \(1 to 64, H, W, 3\), HxW \[96, 128\] to \[96, 128\]"):
         ExportedDetector(write_onnx()).run(np.zeros((1, *size, 3), np.uint8), np.array([[9, 9]]))
 
 
-def test_a_file_with_a_range_of_canvases_takes_the_least_that_holds_the_images(write_onnx):
+def test_images_are_placed_on_the_smallest_canvas_of_the_range_that_fits(write_onnx):
     detector = ExportedDetector(write_onnx({"least": [32, 64], "canvas": [96, 128], "multiple": 32}))
     for height, width in np.random.default_rng().integers(1, (97, 129), (50, 2)):
         shape = detector.place([np.zeros((height, width, 3), np.uint8), np.zeros((10, 10, 3), np.uint8)])[0].shape
@@ -161,7 +161,7 @@ def test_a_file_with_a_range_of_canvases_takes_the_least_that_holds_the_images(w
         detector.run(np.zeros((1, 96, 100, 3), np.uint8), np.array([[9, 9]]))
 
 
-def opened(file: Path) -> str:
+def detections_or_error(file: Path) -> str:
     """A file's detections in a white image as text, or the error message."""
     try:
         rows = open_exported(file)(Image.new("RGB", (70, 50), "white"), threshold=0.0)
@@ -171,34 +171,34 @@ def opened(file: Path) -> str:
 
 
 @pytest.mark.parametrize("part", [".onnx", ".xml", ".bin"])
-def test_a_changed_bit_anywhere_is_refused_or_changes_nothing(write_openvino, tmp_path, part):
+def test_a_flipped_bit_is_refused_or_has_no_effect(write_openvino, tmp_path, part):
     write_openvino()
     file = tmp_path / ("hand.onnx" if part == ".onnx" else "hand.xml")
     add_checksum(file)
     damaged = file.with_suffix(part)
-    whole, expected = damaged.read_bytes(), opened(file)
-    refused = 0
-    for place in np.random.default_rng().permutation(len(whole))[:100]:
-        content = bytearray(whole)
-        content[place] ^= 1 << int(place % 8)
+    original, expected = damaged.read_bytes(), detections_or_error(file)
+    num_refused = 0
+    for position in np.random.default_rng().permutation(len(original))[:100]:
+        content = bytearray(original)
+        content[position] ^= 1 << int(position % 8)
         damaged.write_bytes(content)
-        got = opened(file)
-        assert got == expected or "is damaged" in got, f"byte {place}: {got}"
-        refused += "checksum is wrong" in got
-    assert refused > 50 if part != ".bin" else refused == min(100, len(whole))
+        actual = detections_or_error(file)
+        assert actual == expected or "is damaged" in actual, f"byte {position}: {actual}"
+        num_refused += "checksum is wrong" in actual
+    assert num_refused > 50 if part != ".bin" else num_refused == min(100, len(original))
 
 
 def test_the_bin_of_another_export_is_refused(write_openvino, tmp_path):
     file = write_openvino()
     add_checksum(file)
-    assert "checksum" not in opened(file)
+    assert "checksum" not in detections_or_error(file)
     weights = file.with_suffix(".bin")
     weights.write_bytes(weights.read_bytes()[::-1])
     with pytest.raises(CheckpointError, match="its checksum is wrong, so it or its"):
         FileDetector(file)
 
 
-def test_a_file_that_another_program_edited_is_read(write_onnx):
+def test_a_file_edited_by_another_program_is_accepted(write_onnx):
     import onnx
 
     file = write_onnx()
@@ -208,4 +208,4 @@ def test_a_file_that_another_program_edited_is_read(write_onnx):
     onnx.checker.check_model(model)
     model.doc_string = "simplified"
     onnx.save(model, file)
-    assert "is damaged" not in opened(file)
+    assert "is damaged" not in detections_or_error(file)

@@ -12,13 +12,13 @@ from dinocore.system.unfinished import MARK, folder_beside
 
 from .conftest import small
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
 def export_with(tmp_path, monkeypatch):
     """A function that exports to m.pt2 with the given writer, without tracing."""
-    monkeypatch.setattr(export, "trace", lambda *given: None)
+    monkeypatch.setattr(export, "trace", lambda *args: None)
 
     def run(writer):
         monkeypatch.setitem(write.FORMATS, "torch-export", (writer, ".pt2", (), ""))
@@ -27,20 +27,20 @@ def export_with(tmp_path, monkeypatch):
     return run
 
 
-def unable(program, path, info):
+def fail_to_write(program, path, info):
     path.write_bytes(b"a beginning")
     raise RuntimeError("basic_ios::clear: iostream error")
 
 
-def full(program, path, info):
-    raise FULL
+def raise_disk_full(program, path, info):
+    raise DISK_FULL
 
 
-@pytest.mark.parametrize("writer", [unable, full])
-def test_a_full_disk_is_recognised_whatever_the_librarys_error_and_nothing_is_left(
+@pytest.mark.parametrize("writer", [fail_to_write, raise_disk_full])
+def test_a_full_disk_is_recognised_for_any_error_of_a_library_and_no_file_is_left(
     export_with, tmp_path, monkeypatch, writer
 ):
-    monkeypatch.setattr(export, "disk_full_error", lambda folder, size: FULL)
+    monkeypatch.setattr(export, "disk_full_error", lambda folder, size: DISK_FULL)
     with pytest.raises(
         EnvironmentFault, match=r"m\.pt2 cannot be written: No space left on device; free some disk space"
     ):
@@ -48,20 +48,20 @@ def test_a_full_disk_is_recognised_whatever_the_librarys_error_and_nothing_is_le
     assert not list(tmp_path.iterdir())
 
 
-def test_a_librarys_error_is_kept_if_the_disk_has_space(export_with, tmp_path):
+def test_an_error_of_a_library_is_raised_unchanged_if_the_disk_has_space(export_with, tmp_path):
     with pytest.raises(RuntimeError, match="iostream error"):
-        export_with(unable)
+        export_with(fail_to_write)
     assert not list(tmp_path.iterdir())
 
 
 def test_leftovers_of_a_killed_export_are_removed_by_the_next_but_not_those_of_a_running_one(tmp_path):
-    killed, another = tmp_path / ".m.pt2.killed", tmp_path / ".other.pt2.killed"
-    for folder in (killed, another):
+    killed, other = tmp_path / ".m.pt2.killed", tmp_path / ".other.pt2.killed"
+    for folder in (killed, other):
         folder.mkdir()
         (folder / MARK).touch()  # not locked: its process is dead
         (folder / "m.pt2").write_bytes(b"large")
-    with folder_beside(tmp_path / "m.pt2") as live:
-        assert not killed.exists() and another.exists()
+    with folder_beside(tmp_path / "m.pt2") as running:
+        assert not killed.exists() and other.exists()
         with folder_beside(tmp_path / "m.pt2"):
-            assert live.is_dir()
-    assert [path.name for path in tmp_path.iterdir()] == [another.name]
+            assert running.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]

@@ -28,7 +28,7 @@ RNG = np.random.default_rng(11)
 
 
 @pytest.mark.parametrize("size", [(RNG.integers(20, 900), RNG.integers(20, 900)) for _ in range(4)])
-def test_boxes_come_back_in_pixels_of_the_image(write_onnx, size):
+def test_boxes_are_in_pixels_of_the_original_image(write_onnx, size):
     width, height = map(int, size)
     image = np.full((height, width, 3), 255, np.uint8)
     labels, scores, boxes = ExportedDetector(write_onnx())(image, threshold=0.1)
@@ -40,16 +40,16 @@ def test_boxes_come_back_in_pixels_of_the_image(write_onnx, size):
 
 def test_a_file_may_have_a_threshold_for_each_class(write_onnx):
     grey = np.full((60, 80, 3), 128, np.uint8)
-    every = ExportedDetector(write_onnx({"nms_iou": 1.0}))(grey, threshold=0.0)
+    all_detections = ExportedDetector(write_onnx({"nms_iou": 1.0}))(grey, threshold=0.0)
     names = ExportedDetector(write_onnx({"nms_iou": 1.0})).info["names"]
-    first = int(every.labels[0])
-    least = [0.0 if k == first else 1.0 for k in range(len(names))]
-    found = ExportedDetector(write_onnx({"thresholds": least, "nms_iou": 1.0}))(grey)
-    assert found.labels.tolist() == [label for label in every.labels.tolist() if label == first]
-    assert 0 < len(found.labels) < len(every.labels)
+    first = int(all_detections.labels[0])
+    thresholds = [0.0 if k == first else 1.0 for k in range(len(names))]
+    detections = ExportedDetector(write_onnx({"thresholds": thresholds, "nms_iou": 1.0}))(grey)
+    assert detections.labels.tolist() == [label for label in all_detections.labels.tolist() if label == first]
+    assert 0 < len(detections.labels) < len(all_detections.labels)
 
 
-def test_the_file_s_own_threshold_holds_unless_another_is_given(write_onnx):
+def test_the_threshold_of_the_file_is_used_unless_another_is_given(write_onnx):
     detector = ExportedDetector(write_onnx({"threshold": 0.85, "nms_iou": 1.0}))
     white, grey = Image.new("RGB", (90, 60), "white"), Image.new("RGB", (60, 90), (204, 204, 204))
     bright, dim = detector.detect([white, grey])
@@ -62,8 +62,8 @@ def test_images_are_rotated_according_to_their_metadata(write_onnx, tmp_path):
     image = Image.new("RGB", (80, 40), "white")
     exif = image.getexif()
     exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert ExportedDetector(write_onnx())(tmp_path / "turned.jpg").boxes_xyxy[0] == pytest.approx([4, 16, 20, 48])
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    assert ExportedDetector(write_onnx())(tmp_path / "rotated.jpg").boxes_xyxy[0] == pytest.approx([4, 16, 20, 48])
 
 
 def test_an_image_always_fits_the_canvas(write_onnx):
@@ -120,19 +120,19 @@ def test_the_runtime_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
     Image.new("RGB", (50, 40), "white").save(tmp_path / "a.png")
     script = "import sys; sys.modules |= {'torch': None, 'dinocore': None}; import service; " \
              f"print(len(service.ExportedDetector({str(write_onnx())!r})('a.png').labels))"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "1\n"
 
 
-def test_the_runtime_is_short_and_imports_little():
+def test_the_runtime_is_short_and_imports_only_numpy_and_pillow():
     text = SOURCE.read_text()
     assert len(text.splitlines()) <= 150
-    top = {
+    packages = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.parse(text).body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert top - set(sys.stdlib_module_names) == {"numpy", "PIL"}
+    assert packages - set(sys.stdlib_module_names) == {"numpy", "PIL"}
 
 
 MODES = {
@@ -155,7 +155,7 @@ def test_an_image_is_decoded_as_by_the_model(tmp_path, mode):
 
 
 @pytest.mark.parametrize("info", [{"canvas": [5000, 5000], "eval_scale": 320, "max_size": 426}, {"eval_scale": 320}])
-def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
+def test_images_are_resized_as_in_evaluation(write_onnx, info):
     detector = ExportedDetector(write_onnx(info))
     data = DataConfig(eval_scale=detector.info["eval_scale"], max_size=detector.info["max_size"])
     data = data.on_canvas(detector.info["canvas"])
@@ -184,17 +184,17 @@ def test_inputs_that_are_not_images_are_refused(write_onnx, image, message):
 
 def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
     detector = ExportedDetector(write_onnx())
-    whole = np.zeros((1, 96, 128, 3), np.uint8)
-    assert len(detector.run(whole, [[9, 9]])[0]) == 1
+    canvas = np.zeros((1, 96, 128, 3), np.uint8)
+    assert len(detector.run(canvas, [[9, 9]])[0]) == 1
     assert detector.detect([]) == []
     for images, sizes, message in (
-        (whole / np.float32(255), [[9, 9]], "float32"), (whole.tolist(), [[9, 9]], "int64"),
-        (whole[:0], [], "needs images"),
-        (whole, [[np.nan, 9]], "sizes must be"), (whole, [[9.5, 9]], "sizes must be"),
+        (canvas / np.float32(255), [[9, 9]], "float32"), (canvas.tolist(), [[9, 9]], "int64"),
+        (canvas[:0], [], "needs images"),
+        (canvas, [[np.nan, 9]], "sizes must be"), (canvas, [[9.5, 9]], "sizes must be"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             detector.run(images, sizes)
-    for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), whole[0] / 255.0):
+    for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), canvas[0] / 255.0):
         with pytest.raises(ValueError, match=r"needs images \(h, w, 3\) of uint8, up to \[96, 128\]"):
             detector.place([image])
 
@@ -211,18 +211,18 @@ def test_one_image_in_place_of_a_list_is_refused(write_onnx, tmp_path, kind):
     detector, white = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9), "white")
     white.save(tmp_path / "white.png")
     with (tmp_path / "white.png").open("rb") as file:
-        one = {
+        single = {
             "path": tmp_path / "white.png", "name": str(tmp_path / "white.png"), "open file": file, "image": white,
             "array": np.asarray(white), "grey": np.asarray(white)[:, :, 0],
         }[kind]  # fmt: skip
         with pytest.raises(ValueError, match="give a list of images"):
-            detector.detect(one)
-        assert detector(one).scores.max() == pytest.approx(0.9)
-    both = detector.detect(np.stack([np.asarray(white)] * 2))
-    assert [len(found.labels) for found in both] == [1, 1]
+            detector.detect(single)
+        assert detector(single).scores.max() == pytest.approx(0.9)
+    results = detector.detect(np.stack([np.asarray(white)] * 2))
+    assert [len(detections.labels) for detections in results] == [1, 1]
 
 
-def test_an_image_may_come_as_the_bytes_of_an_upload(write_onnx):
+def test_an_image_may_be_an_uploaded_file_object(write_onnx):
     upload = io.BytesIO()
     Image.new("RGB", (9, 9), "white").save(upload, "png")
     upload.seek(0)
@@ -245,27 +245,27 @@ def test_a_label_without_a_name_is_refused(write_onnx):
 
 
 def test_unverified_files_and_folders_are_refused_by_name(write_onnx, tmp_path):
-    refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
+    unverified = write_onnx().rename(tmp_path / "x.onnx.unverified")
     with pytest.raises(ValueError, match="failed the check of `dino export`"):
-        ExportedDetector(refused)
+        ExportedDetector(unverified)
     with pytest.raises(ValueError, match="this file does not exist"):
         ExportedDetector(tmp_path)
 
 
-def test_an_unreadable_file_is_not_called_damaged(write_onnx, monkeypatch):
+def test_an_unreadable_file_is_not_reported_as_damaged(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # chmod has no effect for root
     with pytest.raises(ValueError, match="cannot be read"):
         ExportedDetector(file)
 
 
-def test_a_program_of_torch_is_reported_to_be_of_another_format(write_pt2):
+def test_a_torch_export_program_is_refused_as_another_format(write_pt2):
     pytest.importorskip("onnxruntime")
     with pytest.raises(ValueError, match="or in another format; export it again"):
         ExportedDetector(write_pt2())
 
 
-def test_an_outdated_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):
+def test_an_outdated_onnxruntime_is_reported_instead_of_a_damaged_file(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("onnxruntime.__version__", "1.17.3")
     with pytest.raises(ImportError, match=r"needs onnxruntime 1.20 or newer, this is 1.17.3"):
@@ -273,7 +273,7 @@ def test_an_outdated_runtime_is_named_and_the_file_is_not_blamed(write_onnx, mon
 
 
 @pytest.fixture
-def drawn_images(tmp_path):
+def noise_images(tmp_path):
     """Three images of noise, larger than the canvas."""
     paths = []
     for k, (height, width) in enumerate([(300, 500), (500, 300), (90, 700)]):
@@ -282,29 +282,29 @@ def drawn_images(tmp_path):
     return paths
 
 
-def test_predict_and_the_runtime_feed_a_file_the_same_pixels(write_onnx, drawn_images):
+def test_predict_and_the_runtime_pass_a_file_the_same_pixels(write_onnx, noise_images):
     file = write_onnx({"nms_iou": 1.0, "eval_scale": 200, "max_size": 300})
     detector = FileDetector(file)
     detector.config = override(detector.config, ["eval.max_dets=2"], ["eval"])
-    seen = []
+    inputs = []
     run = detector.runtime._run
-    detector.runtime._run = lambda images, sizes: seen.append((images, sizes)) or run(images, sizes)
-    for path in drawn_images:
+    detector.runtime._run = lambda images, sizes: inputs.append((images, sizes)) or run(images, sizes)
+    for path in noise_images:
         prepared = prepare(to_tensor(read_image(path, detector.config.data)), detector.config.data)
         detector.detect_batch(as_batch(list(prepared.views(detector.config.data))))
         detector.runtime(path)
-        (one, one_size), (other, other_size) = seen[-2:]
-        assert one_size.tolist() == other_size.tolist()
-        assert np.abs(one.astype(int) - other).max() <= 1
+        (predict_pixels, predict_size), (runtime_pixels, runtime_size) = inputs[-2:]
+        assert predict_size.tolist() == runtime_size.tolist()
+        assert np.abs(predict_pixels.astype(int) - runtime_pixels).max() <= 1
 
 
 def test_the_top_detections_are_selected_before_duplicates_are_dropped(write_onnx, caplog):
     detector = FileDetector(write_onnx({"max_dets": 3}))
     white = as_batch([View(torch.full((3, 60, 80), 255, dtype=torch.uint8), (60, 80))])
     counts = []
-    for most in (1, 2, 3, 300):
-        limits = detector.config.eval.model_copy(update={"max_dets": most})
-        detector.config = detector.config.model_copy(update={"eval": limits})
+    for max_dets in (1, 2, 3, 300):
+        eval_config = detector.config.eval.model_copy(update={"max_dets": max_dets})
+        detector.config = detector.config.model_copy(update={"eval": eval_config})
         counts.append(len(detector.detect_batch(white)[0].labels))
     assert counts == [1, 1, 2, 2]
     assert not caplog.records
@@ -320,7 +320,7 @@ def test_two_classes_with_the_same_name_keep_their_thresholds(write_onnx):
 def test_fewer_results_than_images_are_reported_as_out_of_memory(write_onnx):
     """OpenVINO returns empty outputs when out of memory, without an error."""
     detector = ExportedDetector(write_onnx())
-    whole = detector._run
-    detector._run = lambda images, sizes: [rows[:0] for rows in whole(images, sizes)]
+    original = detector._run
+    detector._run = lambda images, sizes: [rows[:0] for rows in original(images, sizes)]
     with pytest.raises(MemoryError, match="out of memory: 0 results for 2 images; use smaller batches"):
         detector.detect([Image.new("RGB", (9, 9))] * 2)

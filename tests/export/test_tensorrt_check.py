@@ -29,7 +29,7 @@ def script() -> ModuleType:
 def check(script, write_onnx, tmp_path, monkeypatch):
     """A function that runs the script and returns its exit code; `change` edits ONNX Runtime's results."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(script, "build_engine", lambda *given: b"")
+    monkeypatch.setattr(script, "build_engine", lambda *args: b"")
 
     def run(change, info: dict, *options: object) -> object:
         file, image = write_onnx(info), tmp_path / "a.png"
@@ -37,21 +37,23 @@ def check(script, write_onnx, tmp_path, monkeypatch):
 
         def run_engine(engine, pixels, sizes):
             assert pixels.dtype == np.float32 and len({tuple(size) for size in sizes}) == len(sizes) == 3
-            got = dict(zip(script.OUTPUTS, (x.copy() for x in ExportedDetector(file).run(pixels, sizes)), strict=True))
-            change(got)
-            return got, 0.004
+            outputs = dict(
+                zip(script.OUTPUTS, (x.copy() for x in ExportedDetector(file).run(pixels, sizes)), strict=True)
+            )
+            change(outputs)
+            return outputs, 0.004
 
         monkeypatch.setattr(script, "run_engine", run_engine)
         monkeypatch.setattr(sys, "argv", ["tensorrt_check.py", str(file), "--image", str(image), *map(str, options)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as caught:
             script.main()
-        return ended.value.code
+        return caught.value.code
 
     return run
 
 
-def test_an_engine_that_gives_the_same_is_good(check, capsys):
-    assert check(lambda got: None, {"pixels": "float32"}) == 0
+def test_an_engine_with_equal_outputs_passes(check, capsys):
+    assert check(lambda outputs: None, {"pixels": "float32"}) == 0
     assert (
         "a card, float32, batch 3: 4.00 ms, 750.0 images/s; scores differ by 0, boxes by 0 pixels"
         in capsys.readouterr().out
@@ -59,10 +61,10 @@ def test_an_engine_that_gives_the_same_is_good(check, capsys):
 
 
 @pytest.mark.parametrize("image", [0, 1, 2])
-@pytest.mark.parametrize(("column", "by"), [("scores", -0.01), ("boxes", 1.0)])
-def test_an_engine_that_differs_in_any_image_of_the_batch_ends_with_1(check, capsys, image, column, by):
-    def change(got):
-        got[column][image, 0] += by
+@pytest.mark.parametrize(("column", "offset"), [("scores", -0.01), ("boxes", 1.0)])
+def test_an_engine_that_differs_in_any_image_of_the_batch_exits_with_1(check, capsys, image, column, offset):
+    def change(outputs):
+        outputs[column][image, 0] += offset
 
     assert check(change, {"pixels": "float32"}) == 1
     assert "NOT the same" in capsys.readouterr().out
@@ -72,8 +74,8 @@ def test_an_engine_that_differs_in_any_image_of_the_batch_ends_with_1(check, cap
     ("info", "message"),
     [({}, "export it with --pixels float32"), ({"pixels": "float32", "precision": "int8"}, "is in int8")],
 )
-def test_files_that_tensorrt_does_not_read_are_named_before_the_work(check, info, message):
-    assert message in str(check(lambda got: None, info))
+def test_files_that_tensorrt_does_not_support_are_refused(check, info, message):
+    assert message in str(check(lambda outputs: None, info))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +87,8 @@ def test_files_that_tensorrt_does_not_read_are_named_before_the_work(check, info
         ({"pixels": "float32", "plugin": "P 2"}, None),
     ],
 )
-def test_a_file_with_the_plugin_must_be_like_the_one_it_is_compared_with(check, write_onnx, capsys, info, message):
-    code = check(lambda got: None, {"pixels": "float32"}, "--plugin", write_onnx(info, "plugin.onnx"))
+def test_a_file_with_the_plugin_must_match_the_file_it_is_compared_with(check, write_onnx, capsys, info, message):
+    code = check(lambda outputs: None, {"pixels": "float32"}, "--plugin", write_onnx(info, "plugin.onnx"))
     assert message in str(code) if message else code == 0
     assert message or "a card, float32, plug-in, batch 3" in capsys.readouterr().out
 

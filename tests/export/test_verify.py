@@ -36,68 +36,68 @@ EXACT = TOLERANCES["float32"]
 CANVAS = (128, 192)
 
 
-def rows(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_detections(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rng.integers(0, 3, count), -np.sort(-rng.random(count)), rng.random((count, 4)) * 300
 
 
 def test_the_order_of_detections_does_not_matter():
     rng = np.random.default_rng(1)
-    found = rows(rng)
+    detections = random_detections(rng)
     order = rng.permutation(40)
-    assert compare(found, tuple(x[order] for x in found), EXACT)[:3] == (0, 0, 0)
+    assert compare(detections, tuple(x[order] for x in detections), EXACT)[:3] == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("column", "by"), [(1, 3e-4), (2, 0.2)])
-def test_a_single_wrong_value_is_found(column, by):
+@pytest.mark.parametrize(("column", "error"), [(1, 3e-4), (2, 0.2)])
+def test_a_single_wrong_value_is_detected(column, error):
     rng = np.random.default_rng(2)
-    found = rows(rng)
-    got = [x.copy() for x in found]
-    got[column][int(rng.integers(30))] += by
-    difference = compare(found, tuple(got), EXACT)
-    assert max(difference.score, difference.box) == pytest.approx(by)
+    detections = random_detections(rng)
+    changed = [x.copy() for x in detections]
+    changed[column][int(rng.integers(30))] += error
+    difference = compare(detections, tuple(changed), EXACT)
+    assert max(difference.score, difference.box) == pytest.approx(error)
     assert not difference.within(EXACT)
 
 
-def test_a_wrong_class_and_non_finite_values_are_found():
-    found = rows(np.random.default_rng(3))
-    others = found[0].copy()
-    others[0] = 7
-    assert compare(found, (others, *found[1:]), EXACT).off == 1
-    scores = found[1].copy()
+def test_a_wrong_class_and_non_finite_values_are_detected():
+    detections = random_detections(np.random.default_rng(3))
+    labels = detections[0].copy()
+    labels[0] = 7
+    assert compare(detections, (labels, *detections[1:]), EXACT).off == 1
+    scores = detections[1].copy()
     scores[3] = np.nan
-    assert not compare(found, (found[0], scores, found[2]), EXACT).within(EXACT)
+    assert not compare(detections, (detections[0], scores, detections[2]), EXACT).within(EXACT)
 
 
 def test_in_int8_one_detection_in_ten_may_differ():
-    eight = TOLERANCES["int8"]
-    assert Difference(0.9, 50, off=2, compared=20).within(eight)
-    assert not Difference(0.9, 50, off=3, compared=20).within(eight)
+    tolerance = TOLERANCES["int8"]
+    assert Difference(0.9, 50, off=2, compared=20).within(tolerance)
+    assert not Difference(0.9, 50, off=3, compared=20).within(tolerance)
 
 
-def test_in_int8_it_does_not_matter_which_of_several_boxes_of_an_object_scores_best():
-    box, moved, far = [10.0, 10, 60, 60], [12.0, 10, 62, 60], [100.0, 10, 160, 60]
-    model = np.array([1, 1, 0]), np.array([0.9, 0.35, 0.6]), np.array([box, moved, far])
-    file = np.array([1, 0, 1]), np.array([0.85, 0.55, 0.1]), np.array([moved, far, box])
+def test_in_int8_any_of_several_boxes_of_an_object_may_have_the_highest_score():
+    box, shifted, distant = [10.0, 10, 60, 60], [12.0, 10, 62, 60], [100.0, 10, 160, 60]
+    model = np.array([1, 1, 0]), np.array([0.9, 0.35, 0.6]), np.array([box, shifted, distant])
+    file = np.array([1, 0, 1]), np.array([0.85, 0.55, 0.1]), np.array([shifted, distant, box])
     assert compare(model, file, TOLERANCES["int8"])[2:4] == (0, 5)
 
 
 @pytest.mark.parametrize(
-    ("label", "score", "shift"), [(0, 0.9, 0), (1, 0.7, 0), (1, 0.9, 30)], ids=["class", "score", "place"]
+    ("label", "score", "shift"), [(0, 0.9, 0), (1, 0.7, 0), (1, 0.9, 30)], ids=["class", "score", "position"]
 )
 def test_in_int8_an_object_with_another_class_score_or_position_differs_in_both_directions(label, score, shift):
     box = np.array([[10.0, 10, 60, 60]])
     model, file = (np.array([1]), np.array([0.9]), box), (np.array([label]), np.array([score]), box + shift)
     assert compare(model, file, TOLERANCES["int8"])[2:4] == (2, 2)
-    nothing = np.zeros(0, int), np.zeros(0), np.zeros((0, 4))
-    assert compare(model, nothing, TOLERANCES["int8"])[2:4] == (1, 1)
-    assert compare(nothing, file, TOLERANCES["int8"])[2:4] == (1, 1)
+    empty = np.zeros(0, int), np.zeros(0), np.zeros((0, 4))
+    assert compare(model, empty, TOLERANCES["int8"])[2:4] == (1, 1)
+    assert compare(empty, file, TOLERANCES["int8"])[2:4] == (1, 1)
 
 
 def test_a_comparison_without_detections_fails():
     assert not Difference().within(EXACT)
 
 
-def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
+def make_detector(weights: Weights) -> tuple[Detector, DetectorGraph]:
     """A detector, and the graph of its model that would be exported."""
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
@@ -107,8 +107,8 @@ def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
 
 
 def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
-    detector, graph = detector_of(small(preset))
-    shown = [fit(detector.batch(image).images[0], CANVAS) for image in images(rng)]
+    detector, graph = make_detector(small(preset))
+    resized = [fit(detector.batch(image).images[0], CANVAS) for image in images(rng)]
 
     def run(pixels, sizes):
         with torch.no_grad():
@@ -116,26 +116,26 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
 
     worst = Difference()
     with use_backend("reference"):  # compiling the default one takes too long
-        for _, difference in verify(run, detector, shown, CANVAS, EXACT):
+        for _, difference in verify(run, detector, resized, CANVAS, EXACT):
             worst = worst.combined(difference)
     return worst
 
 
 @pytest.mark.parametrize("preset", ["tiny", "r50-4scale", pytest.param("swin-l-4scale", marks=pytest.mark.slow)])
-def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
+def test_the_graph_gives_the_models_detections_in_every_shape_and_batch(preset):
     worst = graph_against_model(preset, np.random.default_rng())
     assert worst.within(EXACT), worst
 
 
-def test_a_trace_gives_the_graph_s_detections_of_another_batch():
-    _, graph = detector_of(small("r50-4scale", "model.num_decoder_layers=1"))
+def test_a_trace_gives_the_graphs_detections_of_another_batch():
+    _, graph = make_detector(small("r50-4scale", "model.num_decoder_layers=1"))
     program = trace(graph, Signature(Canvases(CANVAS, CANVAS, 32), 30))
     pixels = torch.randint(0, 256, (3, *CANVAS, 3), dtype=torch.uint8)
     sizes = torch.tensor([[128, 192], [70, 192], [128, 50]])
     with use_backend("reference"), torch.no_grad():
         expected = graph(pixels, sizes)
-    for i, found in enumerate(zip(*(x.numpy() for x in program.module()(pixels, sizes)), strict=True)):
-        difference = compare((expected[0][i].numpy(), expected[1][i].numpy(), expected[2][i].numpy()), found, EXACT)
+    for i, actual in enumerate(zip(*(x.numpy() for x in program.module()(pixels, sizes)), strict=True)):
+        difference = compare((expected[0][i].numpy(), expected[1][i].numpy(), expected[2][i].numpy()), actual, EXACT)
         assert difference.within(EXACT), difference
 
 
@@ -145,11 +145,11 @@ def test_a_graph_that_ignores_the_padding_is_detected(monkeypatch):
 
 
 def test_several_shapes_and_batch_sizes_are_compared():
-    shown = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((60, 90), (100, 70), (30, 120))]
-    seen = list(batches(shown, CANVAS))
-    assert len({size for batch in seen for size in batch.sizes}) >= 5
-    assert {len(batch.sizes) for batch in seen} >= {1, 2, 3}
-    assert all(batch.images.shape[2:] == CANVAS for batch in seen)
+    originals = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((60, 90), (100, 70), (30, 120))]
+    compared = list(batches(originals, CANVAS))
+    assert len({size for batch in compared for size in batch.sizes}) >= 5
+    assert {len(batch.sizes) for batch in compared} >= {1, 2, 3}
+    assert all(batch.images.shape[2:] == CANVAS for batch in compared)
 
 
 class Broken:
@@ -162,8 +162,8 @@ class Broken:
         path.write_bytes(b"x")
         return [path]
 
-    def opened(self, path):
-        if self.kind == "closed":
+    def open(self, path):
+        if self.kind == "unreadable":
             raise OSError("bad magic")
 
         def run(pixels, sizes):
@@ -174,13 +174,13 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")]
+    ("kind", "message"), [("unreadable", "failed to run: bad magic"), ("wrong", "differ from the model")]
 )
-def test_a_wrong_file_is_left_as_unverified(tmp_path, monkeypatch, kind, message):
-    broken = Broken(kind)
-    monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
-    monkeypatch.setattr(export, "open_exported", broken.opened)
-    monkeypatch.setattr(export, "trace", lambda *given: None)
+def test_a_wrong_file_is_kept_as_unverified(tmp_path, monkeypatch, kind, message):
+    writer = Broken(kind)
+    monkeypatch.setitem(write.FORMATS, "torch-export", (writer, ".pt2", (), ""))
+    monkeypatch.setattr(export, "open_exported", writer.open)
+    monkeypatch.setattr(export, "trace", lambda *args: None)
     request = Request("torch-export", tmp_path / "new" / "model.pt2")
     with use_backend("reference"), pytest.raises(NotVerified, match=message) as caught:
         export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(4)))
@@ -196,7 +196,7 @@ def test_a_canvas_must_be_a_multiple_of_the_stride():
         pick_canvases(config, [(320, 427)], 32)
 
 
-def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
+def test_a_range_of_canvases_must_be_increasing_and_have_a_token_for_each_query():
     config = Config()  # 900 queries, strides 8 to 64
     with pytest.raises(ConfigError, match="from the smallest to the largest; got 320 x 320 to 640 x 256 pixels"):
         pick_canvases(config, [(320, 320), (640, 256)], 32)
@@ -205,7 +205,7 @@ def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
     check_smallest_canvas(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
 
 
-def test_a_file_is_tried_on_the_smallest_the_largest_and_another_canvas_of_its_range():
+def test_a_file_is_verified_on_the_smallest_the_largest_and_another_canvas_of_its_range():
     canvases = Canvases((640, 640), (224, 256), 32).samples()
     assert len({height for height, _ in canvases}) == len({width for _, width in canvases}) == 3
     assert canvases[0] == (640, 640) and canvases[-1] == (224, 256)
@@ -226,8 +226,8 @@ class Swapped:
         logits = logits.clone()
         for i, ranks in enumerate(logits.amax(-1)):
             ranked, token = ranks.sort(descending=True)
-            place = int((ranked[:-1] - ranked[1:] > 1e-5).nonzero()[0])  # skips equal scores
-            a, b = token[[place, place + 1]].tolist()
+            rank = int((ranked[:-1] - ranked[1:] > 1e-5).nonzero()[0])  # skips equal scores
+            a, b = token[[rank, rank + 1]].tolist()
             logits[i, [a, b]] = logits[i, [b, a]]
         return logits
 
@@ -240,11 +240,11 @@ class Shuffled(Swapped):
         return logits + 0.9 * self.gap * noise[:, None]
 
 
-@pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
-def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
+@pytest.mark.parametrize(("gap", "within"), [(0.3, True), (6.0, False)])
+def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, within):
     monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty scores span less than 1
     monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
-    detector, graph = detector_of(small("tiny"))
+    detector, graph = make_detector(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
     graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
     image = torch.randint(0, 256, (3, *CANVAS), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -253,30 +253,30 @@ def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch,
     with use_backend("reference"):
         labels, scores, boxes = run(batch.images.permute(0, 2, 3, 1).numpy(), np.array(batch.sizes))
         stages = Stages(detector, batch)
-    found = stages.compare(0, (labels[0], scores[0], boxes[0]), EXACT)
-    assert found.within(EXACT) == good, found
+    difference = stages.compare(0, (labels[0], scores[0], boxes[0]), EXACT)
+    assert difference.within(EXACT) == within, difference
     wrong = stages.compare(0, (labels[0], scores[0] * 0.3, boxes[0]), EXACT)
     assert not wrong.within(EXACT), "ties do not hide another error"
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_only_tied_proposals_may_change_places(monkeypatch, equal):
+def test_only_tied_proposals_may_swap_ranks(monkeypatch, equal):
     monkeypatch.setattr("dinocore.export.verify.TIE", 10.0 if equal else TIE)
-    detector, graph = detector_of(small("tiny"))
+    detector, graph = make_detector(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
     graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
-    shown = [fit(detector.batch(image).images[0], CANVAS) for image in images(np.random.default_rng(9))]
-    batch, worst = list(batches(shown, CANVAS))[3], Difference()
+    resized = [fit(detector.batch(image).images[0], CANVAS) for image in images(np.random.default_rng(9))]
+    batch, worst = list(batches(resized, CANVAS))[3], Difference()
     with use_backend("reference"):
         rows = Swapped(graph)(batch.images.permute(0, 2, 3, 1).numpy(), np.array(batch.sizes))
         stages = Stages(detector, batch)
-    for i, got in enumerate(zip(*rows, strict=True)):
-        worst = worst.combined(stages.compare(i, got, EXACT))
+    for i, row in enumerate(zip(*rows, strict=True)):
+        worst = worst.combined(stages.compare(i, row, EXACT))
     assert worst.within(EXACT) == equal, worst
     assert bool(worst.ties) == equal
 
 
-def test_ties_are_found_up_to_the_first_proposal_that_is_not_selected():
+def test_ties_are_detected_up_to_the_first_proposal_that_is_not_selected():
     ranks = torch.tensor([0.0, 5.0, 5.0 + TIE / 2, 3.0, 3.0, 1.0, 1.0])
     usable = torch.tensor([True] * 5 + [False] * 2)
     assert tied_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
@@ -287,28 +287,28 @@ def test_ties_are_found_up_to_the_first_proposal_that_is_not_selected():
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
 
-OTHERS = [("onnx", "r50-4scale"), ("onnx", "swin-l-4scale"), ("torch-export", "swin-l-4scale")]
+OTHER_FORMATS = [("onnx", "r50-4scale"), ("onnx", "swin-l-4scale"), ("torch-export", "swin-l-4scale")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format", "preset"), [*((format, "tiny") for format in SUFFIXES), *OTHERS])
-def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, preset):
+@pytest.mark.parametrize(("format", "preset"), [*((format, "tiny") for format in SUFFIXES), *OTHER_FORMATS])
+def test_a_format_is_written_and_gives_the_models_outputs(tmp_path, format, preset):
     for package in write.FORMATS[format][2]:
         pytest.importorskip(package)
     out = tmp_path / f"model{SUFFIXES[format]}"
     request = Request(format, out, sizes=[CANVAS], max_dets=30)
-    done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
-    assert done.files[0] == out and all(file.stat().st_size for file in done.files)
-    assert done.difference.within(EXACT)
-    assert done.info["names"] == ["c0", "c1", "c2"]
-    assert open_exported(out).info == done.info
-    for file in done.files:
-        whole = file.read_bytes()
-        middle = len(whole) // 2
-        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    result = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
+    assert result.files[0] == out and all(file.stat().st_size for file in result.files)
+    assert result.difference.within(EXACT)
+    assert result.info["names"] == ["c0", "c1", "c2"]
+    assert open_exported(out).info == result.info
+    for file in result.files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
         with pytest.raises(ValueError, match="damaged"):
             open_exported(out)
-        file.write_bytes(whole)
+        file.write_bytes(content)
 
 
 @pytest.mark.slow
@@ -316,18 +316,18 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
 def test_one_onnx_file_accepts_canvases_of_many_sizes(tmp_path, preset):
     pytest.importorskip("onnxscript")
     request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
-    done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
-    assert done.difference.within(EXACT)
+    result = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
+    assert result.difference.within(EXACT)
     run = ExportedDetector(request.out)
     for size in [(40, 70), (130, 100), (256, 200)]:
         pixels, _ = run.place([np.zeros((*size, 3), np.uint8)])
         assert pixels.shape[1] % 32 == pixels.shape[2] % 32 == 0
         assert size <= pixels.shape[1:3] <= (256, 256)
         assert len(run.run(pixels, np.array([size]))[0]) == 1
-    assert free_sizes(request.out)["images"] == ["batch", "height", "width", 3]
+    assert shapes_of(request.out)["images"] == ["batch", "height", "width", 3]
 
 
-def free_sizes(file: Path) -> dict[str, list[str | int]]:
+def shapes_of(file: Path) -> dict[str, list[str | int]]:
     """The shape of each input and output of an ONNX file."""
     import onnxruntime
 
@@ -355,7 +355,7 @@ def test_dynamic_dims_of_an_onnx_file_are_named_everywhere_and_others_stay():
     }  # fmt: skip
 
 
-def test_a_range_of_sizes_is_refused_for_swin_before_the_work(tmp_path):
+def test_a_range_of_sizes_is_refused_for_swin_before_the_export(tmp_path):
     request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
     with pytest.raises(ConfigError, match="for one size; give one, such as --size 256x256"):
         export_weights(small("swin-l-4scale"), tmp_path, request, [])

@@ -38,7 +38,7 @@ class Server:
     def __init__(self):
         self.content, self.etag, self.plan = b"", '"1"', []
         self.requests: list[dict[str, str]] = []
-        handler = type("Handler", (Answers,), {"server_of": self})
+        handler = type("Handler", (Handler,), {"server_of": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -47,39 +47,45 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_address[1]}/{name}"
 
 
-class Answers(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server_of: Server
 
     def do_GET(self):
-        me = self.server_of
-        me.requests.append({"path": self.path, **self.headers})
-        what, _, at = (me.plan.pop(0) if me.plan else "well").partition(" ")
-        if what == "html":
+        owner = self.server_of
+        owner.requests.append({"path": self.path, **self.headers})
+        action, _, position = (owner.plan.pop(0) if owner.plan else "ok").partition(" ")
+        if action == "html":
             self._send(200, b"<html>Sign in</html>", {"Content-Type": "text/html"})
-        elif what.isdigit():
-            self._send(int(what), b"no", {"Retry-After": "0"})
+        elif action.isdigit():
+            self._send(int(action), b"no", {"Retry-After": "0"})
         else:
-            self._send_content(me, what, at)
+            self._send_content(owner, action, position)
 
-    def _send_content(self, me, what, at):
-        start = self._start() if what != "no-range" else 0
-        first = max(0, start - 3) if what == "wrong-range" else start
-        headers = {"ETag": me.etag} if me.etag else {}
+    def _send_content(self, owner, action, position):
+        start = self._start() if action != "no-range" else 0
+        first = max(0, start - 3) if action == "wrong-range" else start
+        headers = {"ETag": owner.etag} if owner.etag else {}
         if start:
-            headers["Content-Range"] = f"bytes {first}-{len(me.content) - 1}/{len(me.content)}"
-        self._send(206 if start else 200, me.content[first:], headers, int(at or len(me.content)), what == "stall")
+            headers["Content-Range"] = f"bytes {first}-{len(owner.content) - 1}/{len(owner.content)}"
+        self._send(
+            206 if start else 200,
+            owner.content[first:],
+            headers,
+            int(position or len(owner.content)),
+            action == "stall",
+        )
 
     def _start(self):
         same = self.headers.get("If-Range", self.server_of.etag) == self.server_of.etag
         requested = self.headers.get("Range", "")
         return int(requested.removeprefix("bytes=").split("-")[0]) if requested and same else 0
 
-    def _send(self, status, body, headers, at=None, stall=False):
+    def _send(self, status, body, headers, position=None, stall=False):
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(body[:at])
+        self.wfile.write(body[:position])
         if stall:
             self.wfile.flush()
             time.sleep(1.0)
@@ -137,7 +143,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class HubAnswers(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     """The part of the hub's API that its client uses, for the repositories us/one and us/two."""
 
     FILES: ClassVar = {
@@ -161,9 +167,9 @@ class HubAnswers(BaseHTTPRequestHandler):
             content = f"{parts[3]}:{'/'.join(parts[4:]).removesuffix('.safetensors')}".encode()
             commit = hashlib.sha1(parts[3].encode()).hexdigest()
             return self._send(200, content, {"ETag": f'"{sha256(content)}"', "X-Repo-Commit": commit})
-        more = {name: content for name, content in self.BYTES.items() if name.split("/")[:2] == parts[2:4]}
-        if parts[:2] == ["api", "models"] and more:
-            files = [{"type": "file", "path": name.split("/")[2], "oid": "0" * 40, "size": 9} for name in more]
+        extra = {name: content for name, content in self.BYTES.items() if name.split("/")[:2] == parts[2:4]}
+        if parts[:2] == ["api", "models"] and extra:
+            files = [{"type": "file", "path": name.split("/")[2], "oid": "0" * 40, "size": 9} for name in extra]
             body = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": "1" * 40, "siblings": files}
             return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
         if parts[2:3] == ["resolve"] and (content := self.BYTES.get("/".join([*parts[:2], *parts[4:]]))):
@@ -185,7 +191,7 @@ class HubAnswers(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path):
     """Environment variables that direct a process to a local stand-in for the Hugging Face hub."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), HubAnswers)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     http.daemon_threads = True
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield {"HF_ENDPOINT": f"http://127.0.0.1:{http.server_address[1]}", "HF_HOME": str(tmp_path / "hf"),

@@ -25,12 +25,12 @@ def ranges(server):
     return [request.get("Range") for request in server.requests]
 
 
-def test_a_file_arrives(fetch, server):
+def test_a_file_is_downloaded_once(fetch, server):
     assert fetch() == CONTENT and ranges(server) == [None]
     assert fetch() == CONTENT and ranges(server) == [None], "a complete file is not requested again"
 
 
-def test_a_cut_download_continues_where_it_was(fetch, server, messages):
+def test_an_interrupted_download_is_resumed(fetch, server, messages):
     server.plan = ["cut 1000", "cut 5000", "cut 7"]
     assert fetch() == CONTENT
     assert ranges(server) == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
@@ -38,7 +38,7 @@ def test_a_cut_download_continues_where_it_was(fetch, server, messages):
     assert sum("trying again" in line for line in messages[1]) == 3
 
 
-def test_a_killed_process_leaves_a_beginning_that_the_next_one_uses(fetch, server, tmp_path):
+def test_a_failed_download_leaves_a_partial_file_that_the_next_one_resumes(fetch, server, tmp_path):
     server.plan = ["cut 1000"] + ["503"] * 3
     with pytest.raises(EnvironmentFault, match="503"):
         fetch()
@@ -47,12 +47,12 @@ def test_a_killed_process_leaves_a_beginning_that_the_next_one_uses(fetch, serve
 
 
 @pytest.mark.parametrize("plan", [["cut 1000", "no-range"], ["cut 1000", "wrong-range"]])
-def test_a_server_that_cannot_give_parts_is_asked_for_all(plan, fetch, server):
+def test_a_server_without_range_support_sends_the_whole_file(plan, fetch, server):
     server.plan = plan
     assert fetch() == CONTENT
 
 
-def test_a_file_that_changed_meanwhile_is_not_glued_together(fetch, server):
+def test_parts_of_different_versions_are_not_combined(fetch, server):
     server.plan = ["cut 1000", "503", "503", "503"]
     with pytest.raises(EnvironmentFault):
         fetch()
@@ -61,22 +61,22 @@ def test_a_file_that_changed_meanwhile_is_not_glued_together(fetch, server):
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"1"'])
-def test_without_a_name_of_the_version_it_starts_anew(etag, fetch, server):
+def test_without_a_strong_etag_the_download_starts_again(etag, fetch, server):
     server.etag, server.plan = etag, ["cut 1000"]
     assert fetch() == CONTENT and ranges(server) == [None, None]
 
 
-def test_a_file_that_became_shorter_is_fetched_anew(fetch, server):
+def test_a_file_that_became_shorter_is_downloaded_again(fetch, server):
     server.plan = ["cut 1000", "416"]
     assert fetch() == CONTENT
 
 
-def test_a_silent_server_is_abandoned_after_a_timeout(fetch, server):
+def test_a_stalled_download_is_retried_after_a_timeout(fetch, server):
     server.plan = ["stall 500"]
     assert fetch() == CONTENT
 
 
-def test_a_download_that_makes_no_progress_is_given_up(fetch, server):
+def test_a_download_that_makes_no_progress_is_abandoned(fetch, server):
     server.plan = ["cut 10"] * 10
     server.etag = ""  # without it, each attempt starts from the beginning
     with pytest.raises(EnvironmentFault, match=r"ended after 10 of 256000 bytes, 3 times in a row"):
@@ -92,7 +92,7 @@ def test_a_missing_file_is_not_requested_twice(status, fetch, server, tmp_path):
     assert len(server.requests) == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_a_page_instead_of_a_file_is_refused_and_not_kept(fetch, server, tmp_path):
+def test_a_web_page_instead_of_a_file_is_refused_and_deleted(fetch, server, tmp_path):
     server.plan = ["html"]
     with pytest.raises(CheckpointError, match="a web page, not a weights file"):
         fetch()

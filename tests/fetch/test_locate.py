@@ -21,7 +21,7 @@ from dinocore.weights.fetch.locate import locate
 from dinocore.weights.file import load_weights
 from dinocore.weights.shipped import BUNDLED
 
-from .conftest import HubAnswers, sha256
+from .conftest import HubHandler, sha256
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def publish(monkeypatch, server, official_bytes, small_preset, known_model):
     return make
 
 
-def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server, messages):
+def test_a_published_name_is_downloaded_verified_converted_and_cached(publish, server, messages):
     publish()
     path = locate("mmdet/small", messages[0])
     weights = load_weights(path)
@@ -49,7 +49,7 @@ def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server,
     assert locate("mmdet/small", messages[0]) == path and len(server.requests) == 1 and len(messages[1]) == 2
 
 
-def test_what_is_kept_needs_no_network_and_nothing_else_is_asked_for(publish, server, monkeypatch):
+def test_offline_cached_weights_are_used_and_no_request_is_sent(publish, server, monkeypatch):
     publish()
     monkeypatch.setenv("DINO_OFFLINE", "1")
     with pytest.raises(EnvironmentFault, match="DINO_OFFLINE is set, and mmdet/small is not in "):
@@ -62,14 +62,14 @@ def test_what_is_kept_needs_no_network_and_nothing_else_is_asked_for(publish, se
     assert locate("mmdet/small") == path
 
 
-def test_another_hash_than_the_published_one_is_refused_and_not_kept(publish, tmp_path):
+def test_a_file_with_a_wrong_hash_is_refused_and_deleted(publish, tmp_path):
     publish("00000000")
     with pytest.raises(CheckpointError, match=r"whose sha256 starts with .* published 00000000; the file was deleted"):
         locate("mmdet/small")
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
 
 
-def test_a_beginning_of_another_file_is_noticed_by_the_hash(publish, server, official_bytes):
+def test_a_partial_download_of_another_file_is_detected_by_its_hash(publish, server, official_bytes):
     """The ETag stays the same although the content changes."""
     publish()
     server.content, server.plan = b"x" * len(official_bytes), ["cut 100", *["404"]]
@@ -79,24 +79,24 @@ def test_a_beginning_of_another_file_is_noticed_by_the_hash(publish, server, off
     assert load_weights(locate("mmdet/small")).config.model.num_queries == 12
 
 
-def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, server, tmp_path, official_bytes):
+def test_a_file_that_is_not_weights_is_refused_and_deleted(publish, server, tmp_path, official_bytes):
     publish("")
     server.content = b"\x00" * 5000
     with pytest.raises(CheckpointError, match="is not a weights file; it was deleted"):
         locate("mmdet/small")
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
     server.content = official_bytes
     assert locate("mmdet/small").is_file()
 
 
 @pytest.mark.parametrize("get", [locate, module.original])
 @pytest.mark.parametrize("length", [0, 5000])
-def test_what_arrives_empty_or_cut_is_named_and_not_kept(get, length, server, tmp_path):
+def test_an_empty_or_truncated_download_is_refused_and_deleted(get, length, server, tmp_path):
     """Like an interrupted download from a server that sends no Content-Length."""
     server.content = BUNDLED.read_bytes()[:length]
     with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1.*(is empty|not a complete).*; it was deleted"):
         get(server.address("tiny.safetensors"))
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
     server.content = BUNDLED.read_bytes()
     assert get(server.address("tiny.safetensors"))
 
@@ -107,7 +107,7 @@ def flip(file):
     file.write_bytes(content)
 
 
-def test_a_flipped_bit_in_the_cache_is_noticed_and_the_file_fetched_again(server, messages, monkeypatch):
+def test_a_flipped_bit_in_the_cache_is_detected_and_the_file_downloaded_again(server, messages, monkeypatch):
     server.content, address = BUNDLED.read_bytes(), server.address("tiny.safetensors")
     flip(path := locate(address))
     monkeypatch.setenv("DINO_OFFLINE", "1")
@@ -119,7 +119,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed_and_the_file_fetched_again(server
     assert locate(address) and len(server.requests) == 2
 
 
-def test_a_flipped_bit_in_a_conversion_is_noticed_and_it_is_made_again(publish, server):
+def test_a_flipped_bit_in_a_converted_file_is_detected_and_the_conversion_repeated(publish, server):
     publish()
     flip(path := locate("mmdet/small"))
     flipped = path.read_bytes()
@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_a_conversion_is_noticed_and_it_is_made_again(publish, 
     assert load_weights(path)
 
 
-def test_a_wrong_size_in_the_cache_counts_as_not_there(publish, server, tmp_path):
+def test_cached_files_of_a_wrong_size_are_replaced(publish, server, tmp_path):
     publish()
     path = locate("mmdet/small")
     path.write_bytes(path.read_bytes()[:100])
@@ -138,43 +138,43 @@ def test_a_wrong_size_in_the_cache_counts_as_not_there(publish, server, tmp_path
     assert load_weights(locate("mmdet/small")) and len(server.requests) == 2
 
 
-def test_a_newer_conversion_is_made_again(publish, monkeypatch):
+def test_a_newer_converter_converts_again(publish, monkeypatch):
     publish()
     old = locate("mmdet/small")
     monkeypatch.setattr(module, "CONVERTER", files.CONVERTER + 1)
     assert locate("mmdet/small") != old
 
 
-def test_two_concurrent_commands_download_a_file_once(publish, server):
+def test_concurrent_calls_download_a_file_once(publish, server):
     publish()
-    found, threads = [], []
+    paths, threads = [], []
     for _ in range(4):
-        threads.append(threading.Thread(target=lambda: found.append(locate("mmdet/small"))))
+        threads.append(threading.Thread(target=lambda: paths.append(locate("mmdet/small"))))
         threads[-1].start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 1 and len(found) == 4 and len(server.requests) == 1
+    assert len(set(paths)) == 1 and len(paths) == 4 and len(server.requests) == 1
 
 
-def test_an_address_is_weights_too_and_ours_need_no_conversion(server, tmp_path):
+def test_a_url_is_accepted_and_our_own_weights_are_not_converted(server, tmp_path):
     server.content = BUNDLED.read_bytes()
     path = locate(server.address("tiny.safetensors?token=secret"))
     assert path.read_bytes() == server.content and path.is_relative_to(tmp_path / "cache" / "web")
     assert not (tmp_path / "cache" / "converted").exists()
 
 
-def test_what_a_fetched_file_does_not_tell_is_asked_for(server, official_bytes):
+def test_a_download_of_an_unknown_model_is_refused_with_the_convert_command(server, official_bytes):
     server.content = official_bytes
     with pytest.raises(ConfigError, match=r"published no such model.*dino convert http://127\.0\.0\.1"):
         locate(server.address())
 
 
-def test_official_files_are_to_be_fetched_by_hand():
+def test_official_files_must_be_downloaded_manually():
     with pytest.raises(EnvironmentFault, match=r"drive\.google\.com.* then: dino convert checkpoint0023_4scale\.pth"):
         locate("official/r50-4scale-24e")
 
 
-def test_paths_runs_and_the_bundled_model(tmp_path):
+def test_paths_runs_and_the_bundled_model_are_located(tmp_path):
     assert locate("bundled") == BUNDLED
     (tmp_path / "best.safetensors").write_bytes(b"x")
     assert locate(tmp_path) == locate(tmp_path / "best.safetensors") == tmp_path / "best.safetensors"
@@ -182,14 +182,14 @@ def test_paths_runs_and_the_bundled_model(tmp_path):
         locate("mmdet/r50-4scale-12")
 
 
-@pytest.mark.parametrize("place", ["file", "/proc/none"])
-def test_a_cache_that_cannot_be_written_is_a_one_line_error(place, publish, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cache", ["file", "/proc/none"])
+def test_a_cache_that_cannot_be_written_is_a_one_line_error(cache, publish, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DINO_CACHE", str(tmp_path / place))
+    monkeypatch.setenv("DINO_CACHE", str(tmp_path / cache))
     publish()
-    with pytest.raises(EnvironmentFault, match=r"cannot be written: .*set DINO_CACHE") as fault:
+    with pytest.raises(EnvironmentFault, match=r"cannot be written: .*set DINO_CACHE") as caught:
         locate("mmdet/small")
-    assert "\n" not in str(fault.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_cache_follows_the_xdg_directories(monkeypatch, tmp_path):
@@ -204,7 +204,7 @@ def test_the_cache_follows_the_xdg_directories(monkeypatch, tmp_path):
         module.cache_folder()
 
 
-def test_the_catalogue_is_whole():
+def test_the_catalogue_is_consistent():
     known = catalogue()
     assert {entry.codebase for entry in known.weights} == set(known.publishers) == {"official", "detrex", "mmdet"}
     for entry in known.weights:
@@ -219,7 +219,7 @@ def test_every_published_checkpoint_has_its_preset(entry):
     assert load_config(entry.preset).model.num_classes == (91 if entry.codebase == "official" else 80)
 
 
-HUB = """
+HUB_SCRIPT = """
 import sys
 from dinocore.weights.fetch.hub import fetch_from_hub
 from dinocore.weights.fetch.watch import UNWATCHED
@@ -232,41 +232,42 @@ for name in sys.argv[1:]:
 """
 
 
-def test_the_hub_is_asked_through_its_own_client(hub, tmp_path):
+def test_hub_files_are_downloaded_with_the_hubs_own_client(hub, tmp_path):
     """Run in a separate process, because huggingface_hub reads its settings on import."""
 
-    def ask(*names, **more):
-        done = subprocess.run([sys.executable, "-c", HUB, *names], env=os.environ | hub | more, capture_output=True,
-                              text=True, check=True, timeout=300)  # fmt: skip
-        return done.stdout.splitlines()
+    def run(*names, **variables):
+        command = [sys.executable, "-c", HUB_SCRIPT, *names]
+        result = subprocess.run(command, env=os.environ | hub | variables, capture_output=True, text=True, check=True,
+                                timeout=300)  # fmt: skip
+        return result.stdout.splitlines()
 
-    answers = ask("hf:us/one", "hf:us/one/a/model.safetensors@v1", "hf:us/two", "hf:us/none", "hf:us")
-    assert answers[:2] == ["main:model", "v1:a/model"]
-    assert answers[2].startswith("2 ") and "hf:us/two/a.safetensors, hf:us/two/b.safetensors" in answers[2]
-    assert answers[3].startswith("5 hf:us/none could not be downloaded") and answers[4].startswith(
+    lines = run("hf:us/one", "hf:us/one/a/model.safetensors@v1", "hf:us/two", "hf:us/none", "hf:us")
+    assert lines[:2] == ["main:model", "v1:a/model"]
+    assert lines[2].startswith("2 ") and "hf:us/two/a.safetensors, hf:us/two/b.safetensors" in lines[2]
+    assert lines[3].startswith("5 hf:us/none could not be downloaded") and lines[4].startswith(
         "2 hf:us is not a valid hub name"
     )
-    offline = ask("hf:us/one", "hf:us/two/a.safetensors", DINO_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    offline = run("hf:us/one", "hf:us/two/a.safetensors", DINO_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert offline[0] == "main:model" and offline[1].startswith("5 ") and "DINO_OFFLINE" in offline[1]
 
 
-def kept(tmp_path):
+def cached_files(tmp_path):
     cache = tmp_path / "cache"
     return [file.name for file in cache.rglob("*") if file.is_file() and not file.name.endswith(".lock")]
 
 
-def test_names_of_the_hub():
+def test_hub_names_are_parsed():
     from dinocore.weights.fetch.hub import HubFile, choose, parse
 
     assert parse("hf:a/b") == HubFile("a/b", None, None)
     assert parse("hf:a/b/c/d.pth@refs/pr/1") == HubFile("a/b", "c/d.pth", "refs/pr/1")
     assert choose(["x.pth", "m.safetensors", "README.md"], "hf:a/b") == "m.safetensors"
-    for wrong in ("hf:", "hf:a", "hf:a//c", "hf:a/b@"):
+    for invalid in ("hf:", "hf:a", "hf:a//c", "hf:a/b@"):
         with pytest.raises(ConfigError, match="write hf:org/name"):
-            parse(wrong)
+            parse(invalid)
 
 
-WRAPPED = """
+LOCATE_SCRIPT = """
 import sys
 import dinocore.weights.fetch.locate as module
 from dinocore.weights.convert import known
@@ -288,17 +289,17 @@ def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_b
     """Like a mirror's file, with another name and hash and the tensors under `model`."""
     content = torch.load(io.BytesIO(official_bytes), weights_only=False)
     torch.save({"model": content["model"], "names": {"0": "person"}, "size": "r50"}, tmp_path / "mirror.pt")
-    HubAnswers.BYTES["LibreYOLO/LibreDINODETRr50/mirror.pt"] = (tmp_path / "mirror.pt").read_bytes()
+    HubHandler.BYTES["LibreYOLO/LibreDINODETRr50/mirror.pt"] = (tmp_path / "mirror.pt").read_bytes()
     environment = os.environ | hub | {"DINO_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", WRAPPED, small_preset], env=environment, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
+    result = subprocess.run([sys.executable, "-c", LOCATE_SCRIPT, small_preset], env=environment, capture_output=True,
+                            text=True, timeout=300)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
         "official/r50-4scale-12e", "None", "mirror.pt", "official", "hf:LibreYOLO/LibreDINODETRr50", "True",
     ]  # fmt: skip
 
 
-def test_a_local_file_of_a_known_codebase_is_converted_by_itself(
+def test_a_local_file_of_a_known_codebase_is_converted_automatically(
     official_bytes, known_model, server, tmp_path, messages
 ):
     file = tmp_path / "theirs.pth"
@@ -311,7 +312,7 @@ def test_a_local_file_of_a_known_codebase_is_converted_by_itself(
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
-def test_prefixes_of_training_tools_are_taken_off(prefix, official_bytes, known_model, server, tmp_path):
+def test_prefixes_of_training_tools_are_removed(prefix, official_bytes, known_model, server, tmp_path):
     state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]
     torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, tmp_path / "a.pth")
     torch.save({"model": state}, tmp_path / "b.pth")
@@ -319,7 +320,7 @@ def test_prefixes_of_training_tools_are_taken_off(prefix, official_bytes, known_
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
+def test_a_moving_average_in_the_file_is_reported_and_can_be_selected(
     official_bytes, known_model, server, tmp_path, messages
 ):
     state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]
@@ -345,13 +346,13 @@ def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
         files.convert_file(tmp_path / "b.pth", files.ConversionRequest(ema=True))
 
 
-def test_a_yolo_file_is_named_as_such_and_not_executed(tmp_path):
-    maker = types.ModuleType("ultralytics.nn.tasks")
-    kind = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks"})
-    maker.DetectionModel = kind
-    sys.modules |= {"ultralytics.nn.tasks": maker, "ultralytics": types.ModuleType("ultralytics")}
+def test_a_yolo_file_is_recognised_and_not_executed(tmp_path):
+    tasks = types.ModuleType("ultralytics.nn.tasks")
+    model_class = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks"})
+    tasks.DetectionModel = model_class
+    sys.modules |= {"ultralytics.nn.tasks": tasks, "ultralytics": types.ModuleType("ultralytics")}
     try:
-        torch.save({"model": kind(), "epoch": 1}, tmp_path / "yolo.pt")
+        torch.save({"model": model_class(), "epoch": 1}, tmp_path / "yolo.pt")
     finally:
         for name in ("ultralytics.nn.tasks", "ultralytics"):
             del sys.modules[name]

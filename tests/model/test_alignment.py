@@ -17,7 +17,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def model_of(backbone, *changes):
+def make_model(backbone, *changes):
     torch.manual_seed(0)
     config = load_config("r50-4scale", [f"model.backbone={backbone}", *SMALL, *changes])
     model = build_model(config.model).eval()
@@ -26,7 +26,7 @@ def model_of(backbone, *changes):
     return model
 
 
-def canvas(image, height, width):
+def pad_to(image, height, width):
     """An image (3, h, w) in the top left corner of a canvas, and the padding mask."""
     images, padding = torch.zeros(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
     images[0, :, : image.shape[1], : image.shape[2]] = image
@@ -38,30 +38,30 @@ def canvas(image, height, width):
 @torch.no_grad()
 def test_the_output_of_an_aligned_model_does_not_depend_on_the_padding(backbone):
     """Lite0 has no squeeze-and-excitation, B0 has; HRNet supports aligned sizes only."""
-    model, image = model_of(backbone), torch.randn(3, 75, 109)
+    model, image = make_model(backbone), torch.randn(3, 75, 109)
     multiple = model.alignment
     assert multiple >= 32
-    maps, answers = [], []
+    maps, boxes = [], []
     for height, width in ((75, 109), (2 * multiple, 3 * multiple)):
-        images, _, extents = align(*canvas(image, height, width), multiple)
+        images, _, extents = align(*pad_to(image, height, width), multiple)
         with within(extents):
             maps.append(model.backbone(images))
-        answers.append(model(*canvas(image, height, width)).final.boxes[0])
+        boxes.append(model(*pad_to(image, height, width)).final.boxes[0])
     for alone, padded in zip(*maps, strict=True):
         rows, columns = alone.shape[2:]
         torch.testing.assert_close(padded[:, :, :rows, :columns], alone, atol=1e-4, rtol=1e-3)
     pixels = torch.tensor([109.0, 75.0, 109.0, 75.0])
-    assert ((answers[0] - answers[1]) * pixels).abs().max() < 0.1
+    assert ((boxes[0] - boxes[1]) * pixels).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin-t-224", "convnext-t", "timm/resnet18"])
-def test_other_backbones_get_their_images_as_they_are(backbone):
+def test_images_of_other_backbones_are_not_padded(backbone):
     with torch.device("meta"):
         model = build_model(load_config("r50-4scale", [f"model.backbone={backbone}", *SMALL]).model)
     assert model.alignment == model.backbone.alignment == 1
-    images, padding = canvas(torch.ones(3, 75, 109), 75, 109)
-    same, mask, extents = align(images, padding, 1)
-    assert same is images and mask is padding and extents is None
+    images, padding = pad_to(torch.ones(3, 75, 109), 75, 109)
+    aligned, mask, extents = align(images, padding, 1)
+    assert aligned is images and mask is padding and extents is None
 
 
 def test_extra_queries_and_other_queries_do_not_attend_to_each_other():
@@ -78,10 +78,10 @@ def targets():
     return [Target(torch.tensor([1, 2]), torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.2, 0.3]]), seed=5)]
 
 
-def test_extra_queries_train_and_change_nothing_else(targets):
-    plain, extra = model_of("resnet18"), model_of("resnet18", "model.extra_queries=6")
+def test_extra_queries_have_losses_and_do_not_change_other_outputs(targets):
+    plain, extra = make_model("resnet18"), make_model("resnet18", "model.extra_queries=6")
     extra.load_state_dict(plain.state_dict() | {"extra.content": extra.state_dict()["extra.content"]})
-    images, padding = canvas(torch.randn(3, 64, 96), 64, 96)
+    images, padding = pad_to(torch.randn(3, 64, 96), 64, 96)
     assert extra(images, padding).extra is None
     torch.testing.assert_close(extra(images, padding).final.boxes, plain(images, padding).final.boxes)
     a, b = (model.train()(images, padding, targets) for model in (plain, extra))
@@ -94,22 +94,22 @@ def test_extra_queries_train_and_change_nothing_else(targets):
     }
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
-def test_each_object_is_matched_to_the_configured_number_of_queries(times, targets, monkeypatch):
+@pytest.mark.parametrize("num_matches", [1, 2, 3])
+def test_each_object_is_matched_to_the_configured_number_of_queries(num_matches, targets, monkeypatch):
     import dinocore.losses as module
 
-    output = model_of("resnet18", "model.extra_queries=8").train()(*canvas(torch.randn(3, 64, 96), 64, 96), targets)
-    counts, plain = {}, module.detection_loss
+    output = make_model("resnet18", "model.extra_queries=8").train()(*pad_to(torch.randn(3, 64, 96), 64, 96), targets)
+    counts, original = {}, module.detection_loss
 
-    def counted(predictions, expected, match, *rest):
+    def count_matches(predictions, expected, match, *rest):
         slots = torch.cat([torch.arange(2)] * (len(expected[0].labels) // 2))
         counts[predictions.logits.shape[1]] = torch.bincount(slots[match.target], minlength=2).tolist()
         assert len(set(match.query.tolist())) == len(match.query)
-        return plain(predictions, expected, match, *rest)
+        return original(predictions, expected, match, *rest)
 
-    monkeypatch.setattr(module, "detection_loss", counted)
-    criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=times))
-    assert counts[8] == [times, times]
+    monkeypatch.setattr(module, "detection_loss", count_matches)
+    criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=num_matches))
+    assert counts[8] == [num_matches, num_matches]
 
 
 def test_published_presets_have_no_extra_queries():

@@ -15,7 +15,7 @@ from dinocore.model.build import build_model
 from dinocore.model.layers import checkpointed, direct
 from dinocore.presets import load_config
 
-KINDS = [
+BACKBONES = [
     ("swin-t-224", (4, 8, 16, 32)),
     ("convnext-t", (8, 16, 32)),
     ("timm/vit_tiny_patch16_224", (8, 16, 32)),
@@ -25,7 +25,7 @@ KINDS = [
 
 
 @pytest.fixture
-def smaller(monkeypatch):
+def small_backbones(monkeypatch):
     """Smaller versions of two backbones."""
     monkeypatch.setitem(SWINS, "swin-t-224", SwinSize(32, (2, 2, 2, 2), 7))
     monkeypatch.setitem(NORMED, "convnext-t", ("convnext_atto", 1e-6))
@@ -36,22 +36,22 @@ def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=direct):
     return build_backbone(name, strides, frozen, rate, run)
 
 
-@pytest.mark.parametrize(("name", "strides"), KINDS)
-def test_maps_of_images_of_any_size_and_every_parameter_learns(name, strides, smaller):
+@pytest.mark.parametrize(("name", "strides"), BACKBONES)
+def test_maps_have_their_strides_at_any_image_size_and_every_parameter_gets_a_gradient(name, strides, small_backbones):
     backbone = build(name, strides, rate=0.1).train()
     for size in ((64, 96), (75, 130)):
         maps = backbone(torch.randn(2, 3, *size))
         for x, channels, stride in zip(maps, backbone.channels, strides, strict=True):
             assert x.shape[:2] == (2, channels)
-            for found, side in zip(x.shape[2:], size, strict=True):
-                assert side // stride <= found <= math.ceil(side / stride) + 3  # a ViT pads to whole patches
+            for length, side in zip(x.shape[2:], size, strict=True):
+                assert side // stride <= length <= math.ceil(side / stride) + 3  # a ViT pads to whole patches
     sum(x.square().mean() for x in maps).backward()
     assert [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [x.shape[0] for x in backbone.eval()(torch.zeros(1, 3, 1, 1))] == [1] * len(maps)
 
 
 @pytest.mark.parametrize("name", [*SWINS, *NORMED, "vitdet-b", "vitdet-l"])
-def test_every_backbone_name_is_built_with_norms_or_a_pyramid(name):
+def test_every_backbone_gives_maps_at_the_configured_strides(name):
     with torch.device("meta"):
         backbone = build(name)
         maps = backbone(torch.empty(1, 3, 96, 128))
@@ -88,7 +88,7 @@ def test_a_timm_model_that_supports_no_tested_size_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["swin-t-224", "convnext-t", "timm/vit_tiny_patch16_224"])
-def test_recomputed_blocks_give_the_same_gradients(name, smaller):
+def test_recomputed_blocks_give_the_same_gradients(name, small_backbones):
     gradients = []
     images = torch.randn(1, 3, 64, 64)
     for run in (direct, checkpointed):
@@ -99,23 +99,23 @@ def test_recomputed_blocks_give_the_same_gradients(name, smaller):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
-def test_activation_checkpointing_stores_less(smaller):
-    def kept(run):
-        backbone, seen = build("swin-t-224", run=run).train(), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.append(x.numel()) or x, lambda x: x):
+def test_activation_checkpointing_stores_fewer_activations(small_backbones):
+    def saved_elements(run):
+        backbone, saved = build("swin-t-224", run=run).train(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
             backbone(torch.randn(1, 3, 64, 64))
-        return sum(seen)
+        return sum(saved)
 
-    assert kept(checkpointed) < 0.4 * kept(direct)
+    assert saved_elements(checkpointed) < 0.4 * saved_elements(direct)
 
 
-def test_a_pyramid_is_finer_and_coarser_than_the_patches():
+def test_the_pyramid_of_a_vit_has_finer_and_coarser_maps_than_the_patches():
     backbone = build("timm/vit_tiny_patch16_224", (4, 8, 16, 32, 64)).eval()
-    sides = [tuple(x.shape[2:]) for x in backbone(torch.randn(1, 3, 128, 192))]
-    assert sides == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    sizes = [tuple(x.shape[2:]) for x in backbone(torch.randn(1, 3, 128, 192))]
+    assert sizes == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-def test_the_frozen_part_of_a_vit():
+def test_freezing_two_stages_of_a_vit_freezes_its_embeddings_and_first_two_blocks():
     frozen = {key for key, p in build("timm/vit_tiny_patch16_224", frozen=2).named_parameters() if not p.requires_grad}
     blocks = {key.split(".")[3] for key in frozen if ".blocks." in key}
     assert blocks == {"0", "1"} and {"body.model.pos_embed", "body.model.patch_embed.proj.weight"} <= frozen
@@ -123,7 +123,7 @@ def test_the_frozen_part_of_a_vit():
 
 
 @pytest.mark.parametrize(
-    ("name", "strides", "rate", "says"),
+    ("name", "strides", "rate", "message"),
     [
         ("swin-t", (8, 16, 32), 0.0, "unknown backbone `swin-t`; did you mean swin-t-224"),
         ("swin-t-224", (8, 16, 64), 0.0, r"features at strides \[4, 8, 16, 32\], not at \[64\]"),
@@ -135,8 +135,8 @@ def test_the_frozen_part_of_a_vit():
         ("convnext-t", (8, 64), 0.0, r"not at \[64\]"),
     ],
 )
-def test_an_impossible_backbone_is_refused_with_the_reason(name, strides, rate, says):
-    with pytest.raises(ConfigError, match=says):
+def test_an_unsupported_backbone_is_refused_with_the_reason(name, strides, rate, message):
+    with pytest.raises(ConfigError, match=message):
         build(name, strides, rate=rate)
 
 
@@ -146,31 +146,31 @@ def test_stochastic_depth_applies_to_timm_models():
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "reference"),
     [("timm/resnet18", "resnet18"), ("timm/regnety_002", "resnet18"), ("timm/rexnet_100", "resnet18")],
 )
 @pytest.mark.parametrize("frozen", [-1, 0, 1, 2, 3])
-def test_the_same_number_freezes_the_same_stages_of_any_family(name, ours, frozen):
+def test_frozen_stages_has_the_same_meaning_for_every_backbone_family(name, reference, frozen):
     """A stage is frozen if the loss of its map has no trainable parameters."""
 
-    def learned(backbone_name):
+    def trainable_levels(backbone_name):
         with torch.device("cpu"):
             backbone = build(backbone_name, (4, 8, 16, 32), frozen=frozen)
         image = torch.randn(1, 3, 64, 64)
-        before = [None] * 4
+        counts = [None] * 4
         for level in range(4):
             backbone.zero_grad(set_to_none=True)
             maps = backbone(image)
             if maps[level].requires_grad:
                 maps[level].square().mean().backward()
-            before[level] = sum(p.grad is not None for p in backbone.parameters())
-        return [count > 0 for count in before]
+            counts[level] = sum(p.grad is not None for p in backbone.parameters())
+        return [count > 0 for count in counts]
 
-    assert learned(name) == learned(ours)
+    assert trainable_levels(name) == trainable_levels(reference)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "timm/tf_efficientnet_lite0"])
-def test_without_trained_weights_every_layer_and_norm_of_the_backbone_learns(name):
+def test_without_pretrained_weights_every_layer_and_norm_of_the_backbone_is_trainable(name):
     def frozen(weights):
         config = load_config("r50-4scale", [f"model.backbone={name}", f"model.backbone_weights={weights}",
                                             "model.frozen_stages=2"])  # fmt: skip
@@ -178,15 +178,15 @@ def test_without_trained_weights_every_layer_and_norm_of_the_backbone_learns(nam
         names = {key for key, value in backbone.named_parameters() if not value.requires_grad}
         return names, {key for key, _ in backbone.named_buffers()}, backbone.state_dict()
 
-    fixed, buffers, state = frozen("none")
-    assert fixed == set() and not any(key.endswith(("weight", "bias")) for key in buffers)
-    held, held_buffers, trained = frozen("imagenet")
-    assert held and any(key.endswith("weight") for key in held_buffers)
-    assert sorted(state) == sorted(trained), "weights files fit both"
+    scratch_frozen, scratch_buffers, scratch_state = frozen("none")
+    assert scratch_frozen == set() and not any(key.endswith(("weight", "bias")) for key in scratch_buffers)
+    pretrained_frozen, pretrained_buffers, pretrained_state = frozen("imagenet")
+    assert pretrained_frozen and any(key.endswith("weight") for key in pretrained_buffers)
+    assert sorted(scratch_state) == sorted(pretrained_state), "weights files fit both"
 
 
 def test_a_whole_detector_is_refused_as_a_backbone_and_nothing_is_downloaded(monkeypatch):
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("it must not download"))
     with pytest.raises(
         ConfigError, match=r"`fasterrcnn_resnet50_fpn` is a torchvision model but not a ResNet.*resnet50"
     ):

@@ -34,12 +34,12 @@ def call(model: CompiledModel, height: int, width: int) -> None:
 def pair(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # it takes half a minute
     plain, to_compile = Model(), Model()
-    moments = iter(range(1000))
-    monkeypatch.setattr("dinocore.model.inference.time.perf_counter", lambda: next(moments))  # each call takes a second
+    clock = iter(range(1000))
+    monkeypatch.setattr("dinocore.model.inference.time.perf_counter", lambda: next(clock))  # each call takes a second
     return plain, to_compile, CompiledModel(plain, to_compile, after=2, limit=2)
 
 
-def test_a_size_is_compiled_when_it_has_taken_long_enough(pair, caplog):
+def test_a_size_is_compiled_once_it_has_taken_enough_time(pair, caplog):
     plain, to_compile, model = pair
     with caplog.at_level(logging.INFO, "dinocore"):
         for _ in range(4):
@@ -93,7 +93,7 @@ def test_a_copy_for_another_process_starts_without_compiled_sizes(pair):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "int8"])
-def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
+def test_the_compiled_model_detects_the_same_cells(amp, tmp_path, monkeypatch):
     if amp == "int8" and not torch.cpu._is_vnni_supported():
         pytest.skip("without VNNI, int8 is refused")
     check_compiler(CPU)  # CI has a compiler
@@ -103,13 +103,13 @@ def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
     compiled.compiled.after = 1e-9
     smear = draw_smear(5, 0, (160, 120))[0]
     expected = plain(smear)
-    sure = expected.scores > 0.4
-    assert sure.sum() >= 2
+    confident = expected.scores > 0.4
+    assert confident.sum() >= 2
     for _ in range(3):  # eager, compiled, and compiled again
-        found = compiled(smear)
-        apart = (expected.boxes_xyxy[sure][:, None] - found.boxes_xyxy[None]).abs().amax(-1).amin(1)
-        assert apart.max() < (0.05 if amp == "off" else 3)
-        torch.testing.assert_close(found.scores[:5], expected.scores[:5], atol=1e-4 if amp == "off" else 0.05, rtol=0)
+        actual = compiled(smear)
+        distance = (expected.boxes_xyxy[confident][:, None] - actual.boxes_xyxy[None]).abs().amax(-1).amin(1)
+        assert distance.max() < (0.05 if amp == "off" else 3)
+        torch.testing.assert_close(actual.scores[:5], expected.scores[:5], atol=1e-4 if amp == "off" else 0.05, rtol=0)
     assert len(compiled.compiled.compiled) == 1
 
 
@@ -120,13 +120,13 @@ def test_a_resnet_is_compiled_around_its_int8_convolutions(tmp_path, monkeypatch
     if not torch.cpu._is_vnni_supported():
         pytest.skip("without VNNI, int8 is refused")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    names = ["model.backbone=resnet18", "model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96"]
-    names += ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=20"]
+    overrides = ["model.backbone=resnet18", "model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96"]
+    overrides += ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=20"]
     torch.manual_seed(0)
-    model = build_model(load_config("r50-4scale", names).model)
-    forms = [for_inference(model, None, CPU, int8=True, to_compile=one) for one in (False, True)]
-    compiled = CompiledModel(*forms, after=0)
+    model = build_model(load_config("r50-4scale", overrides).model)
+    models = [for_inference(model, None, CPU, int8=True, to_compile=compiling) for compiling in (False, True)]
+    compiled = CompiledModel(*models, after=0)
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     with torch.no_grad():
-        expected, found = forms[0](images, padding).final, compiled(images, padding).final
-    torch.testing.assert_close(found.logits, expected.logits, atol=0.02, rtol=0.02)
+        expected, actual = models[0](images, padding).final, compiled(images, padding).final
+    torch.testing.assert_close(actual.logits, expected.logits, atol=0.02, rtol=0.02)

@@ -21,10 +21,10 @@ def denoiser(*overrides: str):
     return build_denoiser(config.model)
 
 
-def test_attention_mask_by_eye():
+def test_the_attention_mask_of_two_groups():
     group = torch.tensor([0, 0, 1, 1, MATCHING, MATCHING, MATCHING])
-    drawn = ["".join(".#"[int(blocked)] for blocked in row) for row in attention_mask(group)]
-    assert drawn == [
+    rows = ["".join(".#"[int(blocked)] for blocked in row) for row in attention_mask(group)]
+    assert rows == [
         "..##...",
         "..##...",
         "##.....",
@@ -42,14 +42,14 @@ def test_without_denoising_queries_nothing_is_blocked():
 @pytest.mark.parametrize(
     "counts, groups", [((2, 1), 50), ((5, 3), 20), ((1, 1), 100), ((100, 7), 1), ((99, 7), 1), ((3, 0), 33)]
 )
-def test_groups_are_derived_from_the_largest_image_as_published(counts, groups):
+def test_the_number_of_groups_depends_on_the_image_with_the_most_objects(counts, groups):
     noise = denoiser()([target(n) for n in counts])
     assert noise.num_groups == groups
     assert noise.boxes.shape == (2, groups * 2 * max(counts), 4)
     assert noise.content.shape == (2, groups * 2 * max(counts), 256)
 
 
-def test_fixed_groups_give_the_notes_shapes():
+def test_a_fixed_number_of_groups_gives_the_expected_shapes():
     noise = denoiser("num_groups=5")([target(3), target(1)])
     assert noise.boxes.shape == (2, 5 * 2 * 3, 4)
     assert noise.valid.sum(1).tolist() == [30, 10]
@@ -63,14 +63,14 @@ def test_plain_denoising_has_positives_only():
     assert not noise.negative.any()
 
 
-def test_the_length_is_bounded_on_dense_images_and_every_object_gets_its_turn():
+def test_the_number_of_queries_is_limited_on_dense_images_and_every_object_is_used_for_some_seed():
     layer = denoiser()
-    seen = set()
+    used = set()
     for seed in range(12):
         noise = layer([target(250, seed)])
         assert noise.boxes.shape[1] == 200  # 100 pairs: one group with 100 random objects
-        seen |= set(noise.match.target.tolist())
-    assert len(seen) == 250
+        used |= set(noise.match.target.tolist())
+    assert len(used) == 250
     assert denoiser("num_groups=10", "max_queries=300")([target(200)]).boxes.shape[1] == 300
 
 
@@ -91,7 +91,7 @@ def test_without_noise_positives_are_the_targets_themselves():
     torch.testing.assert_close(noise.boxes[0, :3], targets[0].boxes)
 
 
-def test_positives_stay_within_half_a_box_and_negatives_leave_it():
+def test_positives_move_by_less_than_half_a_box_and_negatives_by_more():
     boxes = torch.tensor([[0.3, 0.4, 0.1, 0.2], [0.5, 0.6, 0.2, 0.1]])  # too far from the edges to be clipped
     noise = denoiser("num_groups=20")([Target(torch.tensor([0, 1]), boxes, 3)])
     half = boxes[:, 2:].tile(40, 1) / 2
@@ -101,7 +101,7 @@ def test_positives_stay_within_half_a_box_and_negatives_leave_it():
     assert (moved[noise.negative] > 1 - 1e-4).all() and (moved[noise.negative] < 2 + 1e-4).all()
 
 
-def test_noisy_boxes_end_at_the_edge_of_the_image():
+def test_noisy_boxes_are_clipped_to_the_image():
     boxes = torch.tensor([[0.1, 0.9, 0.2, 0.2]])  # touches two edges
     noise = denoiser("num_groups=50")([Target(torch.tensor([0]), boxes, 3)])
     corners = to_xyxy(noise.boxes[0])
@@ -142,5 +142,5 @@ def test_a_batch_without_objects_has_no_denoising_queries_but_keeps_the_embeddin
 def test_join_puts_denoising_queries_first():
     noise = denoiser("num_groups=2")([target(1)])
     joined = join(noise, Queries(torch.zeros(1, 3, 256), torch.full((1, 3, 4), 0.5)))
-    drawn = ["".join(".#"[int(blocked)] for blocked in row) for row in joined.blocked]
-    assert drawn == ["..##...", "..##...", "##.....", "##.....", "####...", "####...", "####..."]
+    rows = ["".join(".#"[int(blocked)] for blocked in row) for row in joined.blocked]
+    assert rows == ["..##...", "..##...", "##.....", "##.....", "####...", "####...", "####..."]

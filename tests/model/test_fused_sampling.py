@@ -11,7 +11,7 @@ from dinocore.model.ops import dispatch, sample, sample_fused, use_backend
 
 NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
 MAPS = [(5, 7), (3, 2), (1, 1)]
-OTHERS = [(6, 5), (2, 3)]
+OTHER_MAPS = [(6, 5), (2, 3)]
 
 
 def inputs(dim=4, maps=MAPS, points=2, size=2, dtype=torch.float32, batch=2, queries=11, heads=2):
@@ -26,7 +26,7 @@ def inputs(dim=4, maps=MAPS, points=2, size=2, dtype=torch.float32, batch=2, que
     return value.to(dtype), padding, maps, reference, offsets.to(dtype), logits.to(dtype)
 
 
-def in_steps(value, padding, maps, reference, offsets, logits):
+def separate_steps(value, padding, maps, reference, offsets, logits):
     """The reference backend in float64, with negligible rounding."""
     with use_backend("reference"):
         return sample(value.double(), padding, maps, reference.double(), offsets.double(), logits.double())
@@ -40,21 +40,21 @@ def fused(*arguments):
 
 @NUMBA
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize(("dim", "maps", "points"), [(4, MAPS, 2), (3, OTHERS, 1), (32, OTHERS, 4)])
+@pytest.mark.parametrize(("dim", "maps", "points"), [(4, MAPS, 2), (3, OTHER_MAPS, 1), (32, OTHER_MAPS, 4)])
 def test_points_and_boxes_of_any_width_agree_with_the_separate_steps(size, dim, maps, points):
     case = inputs(dim, maps, points, size)
-    torch.testing.assert_close(fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fused(*case).double(), separate_steps(*case), atol=1e-5, rtol=1e-4)
 
 
 @NUMBA
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once_at_the_end(dtype):
     case = inputs(dtype=dtype)
-    found = fused(*case)
-    assert found.dtype == dtype
-    expected = in_steps(*case).to(dtype)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
-    assert (found == expected).double().mean() > 0.97
+    actual = fused(*case)
+    assert actual.dtype == dtype
+    expected = separate_steps(*case).to(dtype)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+    assert (actual == expected).double().mean() > 0.97
 
 
 @NUMBA
@@ -66,15 +66,15 @@ def test_tokens_on_padding_are_never_read():
 
 
 @NUMBA
-def test_logits_far_apart_choose_one_sample_and_nan_stays_nan():
+def test_extreme_logits_select_one_sample_and_nan_propagates():
     value, padding, maps, reference, offsets, logits = inputs()
     logits[...] = -1e4
     logits[..., 3] = 1e4
     case = value, padding, maps, reference, offsets, logits
-    torch.testing.assert_close(fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fused(*case).double(), separate_steps(*case), atol=1e-5, rtol=1e-4)
     logits[0, 0, 0, 1] = math.nan
-    found = fused(*case)
-    assert found[0, 0, :4].isnan().all() and found[0, 0, 4:].isfinite().all() and found[0, 1:].isfinite().all()
+    actual = fused(*case)
+    assert actual[0, 0, :4].isnan().all() and actual[0, 0, 4:].isfinite().all() and actual[0, 1:].isfinite().all()
 
 
 @NUMBA
@@ -84,10 +84,10 @@ def test_the_operator_passes_opcheck():
 
 
 def test_float64_and_the_reference_backend_use_the_separate_steps(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("float32 only"))
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("it only supports float32"))
     case = inputs()
     with use_backend("reference"):
-        torch.testing.assert_close(sample_fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(sample_fused(*case).double(), separate_steps(*case), atol=1e-5, rtol=1e-4)
 
 
 def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(monkeypatch):
@@ -99,4 +99,4 @@ def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(monkeyp
         results = [sample_fused(*case), sample_fused(*case)]
     assert len(caught) == 1
     for result in results:
-        torch.testing.assert_close(result.double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(result.double(), separate_steps(*case), atol=1e-5, rtol=1e-4)

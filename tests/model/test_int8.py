@@ -28,7 +28,7 @@ from dinocore.system import device
 from dinocore.system.device import pick_precision
 
 CPU = torch.device("cpu")
-needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="without VNNI, sums may be cut off")
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="without VNNI, sums may saturate")
 
 
 def tokens(number: int, channels: int, dtype=torch.float32) -> torch.Tensor:
@@ -36,7 +36,7 @@ def tokens(number: int, channels: int, dtype=torch.float32) -> torch.Tensor:
     return (torch.randn(number, channels) * torch.logspace(-3, 3, max(number, 1))[:number, None]).to(dtype)
 
 
-def near(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def rounding_bound(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """The largest rounding error of each output: half a step per input value and per weight."""
     step = x.float().abs().amax(-1, keepdim=True) / 127
     weight = linear.weight.abs()
@@ -50,7 +50,7 @@ def identity(channels: int) -> nn.Linear:
     return linear
 
 
-def block_of(first: nn.Linear, second: nn.Linear) -> FeedForward:
+def make_ffn(first: nn.Linear, second: nn.Linear) -> FeedForward:
     """A feed-forward block of two layers, with random norm parameters."""
     block = FeedForward(first.in_features, first.out_features, 0.0).eval()
     block.net[0], block.net[3] = first, second
@@ -64,25 +64,25 @@ def block_of(first: nn.Linear, second: nn.Linear) -> FeedForward:
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
 def test_quantized_tokens_differ_by_at_most_half_a_step(dtype, channels):
     x = tokens(7, channels, dtype)
-    found, steps = Int8Linear(identity(channels))(x).float(), x.float().abs().amax(1, keepdim=True) / 127
-    rounded = found.abs() / 256 if dtype == torch.bfloat16 else 1e-6 * found.abs()
-    assert ((found - x.float()).abs() <= 0.5001 * steps + rounded).all()
+    actual, steps = Int8Linear(identity(channels))(x).float(), x.float().abs().amax(1, keepdim=True) / 127
+    rounded = actual.abs() / 256 if dtype == torch.bfloat16 else 1e-6 * actual.abs()
+    assert ((actual - x.float()).abs() <= 0.5001 * steps + rounded).all()
     largest = x.float().abs().argmax(1, keepdim=True)
-    torch.testing.assert_close(found.gather(1, largest), x.float().gather(1, largest))  # the full range is used
+    torch.testing.assert_close(actual.gather(1, largest), x.float().gather(1, largest))  # the full range is used
 
 
 @needs_vnni
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
 def test_hidden_activations_use_all_256_levels(channels):
     x = tokens(9, channels)
-    block = block_of(identity(channels), identity(channels))
+    block = make_ffn(identity(channels), identity(channels))
     hidden = Int8Linear(identity(channels))(x).relu()
-    summed, found = (x + hidden).double(), Int8FeedForward(block)(x).double()
+    summed, actual = (x + hidden).double(), Int8FeedForward(block)(x).double()
     step = hidden.amax(1, keepdim=True) / 255
     allowed = 1.01 * step / summed.std(1, keepdim=True) * block.norm.weight  # half for the value, half for the mean
     eps = block.norm.eps
     expected = (summed - summed.mean(1, keepdim=True)) / (summed.var(1, keepdim=True, correction=0) + eps).sqrt()
-    assert ((found - expected * block.norm.weight - block.norm.bias).abs() <= allowed + 1e-5).all()
+    assert ((actual - expected * block.norm.weight - block.norm.bias).abs() <= allowed + 1e-5).all()
 
 
 @needs_vnni
@@ -90,39 +90,39 @@ def test_hidden_activations_use_all_256_levels(channels):
 @pytest.mark.parametrize("channels", [16, 24, 31, 256])
 def test_residual_sum_and_layer_norm_equal_pytorchs(channels, dtype):
     torch.manual_seed(0)
-    block = block_of(nn.Linear(channels, 40), nn.Linear(40, channels))
+    block = make_ffn(nn.Linear(channels, 40), nn.Linear(40, channels))
     nn.init.zeros_(block.net[3].weight)  # so that int8 has no effect
     x = (3 * torch.randn(2, 300, channels) + torch.randn(2, 300, 1)).to(dtype)
     expected = block.norm(x.float() + block.net[3].bias)
-    close = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(Int8FeedForward(block)(x).float(), expected, **close)
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(Int8FeedForward(block)(x).float(), expected, **tolerance)
 
 
 @needs_vnni
 def test_zero_rows_and_extreme_values_are_preserved():
     x = torch.ones(5, 40) * torch.tensor([0.0, 1e-38, 1e-25, 1e25, 3e38])[:, None]
     x[:, ::2] *= -1
-    found = Int8Linear(identity(40))(x)
-    assert found[:2].eq(0).all()
-    torch.testing.assert_close(found[2:], x[2:], rtol=1e-5, atol=0)
-    assert Int8FeedForward(block_of(identity(40), identity(40)))(x[:3]).isfinite().all()
+    actual = Int8Linear(identity(40))(x)
+    assert actual[:2].eq(0).all()
+    torch.testing.assert_close(actual[2:], x[2:], rtol=1e-5, atol=0)
+    assert Int8FeedForward(make_ffn(identity(40), identity(40)))(x[:3]).isfinite().all()
 
 
 @needs_vnni
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_a_non_finite_value_makes_its_own_token_nan_and_no_other(number):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_non_finite_value_only_affects_its_own_token(value):
     linear = nn.Linear(48, 32)
     x = torch.randn(3, 48)
-    x[1, 17] = number
-    for layer in (Int8Linear(linear), Int8FeedForward(block_of(nn.Linear(48, 64), nn.Linear(64, 48)))):
-        y = layer(x)
-        assert not y[1].isfinite().any() and y[[0, 2]].isfinite().all()
+    x[1, 17] = value
+    for layer in (Int8Linear(linear), Int8FeedForward(make_ffn(nn.Linear(48, 64), nn.Linear(64, 48)))):
+        output = layer(x)
+        assert not output[1].isfinite().any() and output[[0, 2]].isfinite().all()
 
 
-def whole_numbers(shape: tuple[int, ...], least: int, most: int) -> torch.Tensor:
+def random_integers(shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
     """Random integers; each row ends with the largest, so that the step is 1 and nothing is rounded."""
-    x = torch.randint(least, most + 1, shape)
-    x[..., -1] = most
+    x = torch.randint(low, high + 1, shape)
+    x[..., -1] = high
     return x.float()
 
 
@@ -130,12 +130,12 @@ def whole_numbers(shape: tuple[int, ...], least: int, most: int) -> torch.Tensor
 @pytest.mark.parametrize(
     "shape", [(37, 16, 16), (1, 24, 40), (200, 31, 17), (500, 192, 96), (7, 2500, 70), (0, 64, 64)]
 )
-def test_an_int8_product_is_exact(shape):
+def test_an_int8_product_of_integers_is_exact(shape):
     torch.manual_seed(0)
     number, channels, outputs = shape
     linear = nn.Linear(channels, outputs)
-    linear.weight.data, linear.bias.data = whole_numbers((outputs, channels), -127, 127), torch.randn(outputs)
-    x = whole_numbers((number, channels), -127, 127)
+    linear.weight.data, linear.bias.data = random_integers((outputs, channels), -127, 127), torch.randn(outputs)
+    x = random_integers((number, channels), -127, 127)
     expected = x.double() @ linear.weight.double().T + linear.bias
     torch.testing.assert_close(Int8Linear(linear)(x), expected.float(), rtol=1e-6, atol=1e-4)
 
@@ -155,36 +155,36 @@ def test_an_int8_layer_equals_the_original_within_rounding(shape, dtype, bias):
     torch.manual_seed(0)
     linear = nn.Linear(24, 40, bias=bias).requires_grad_(False)
     x = torch.randn(shape).to(dtype)
-    y, expected = Int8Linear(linear)(x), linear(x.float())
-    assert y.shape == expected.shape and y.dtype == dtype
-    allowed = near(linear, x) + (expected.abs() / 128 if dtype == torch.bfloat16 else 0)
-    assert ((y.float() - expected).abs() <= allowed).all()
+    output, expected = Int8Linear(linear)(x), linear(x.float())
+    assert output.shape == expected.shape and output.dtype == dtype
+    allowed = rounding_bound(linear, x) + (expected.abs() / 128 if dtype == torch.bfloat16 else 0)
+    assert ((output.float() - expected).abs() <= allowed).all()
 
 
 @needs_vnni
 def test_tokens_do_not_depend_on_their_neighbours_or_their_order_in_memory():
     torch.manual_seed(0)
-    layer = Int8FeedForward(block_of(nn.Linear(32, 80), nn.Linear(80, 32)))
+    layer = Int8FeedForward(make_ffn(nn.Linear(32, 80), nn.Linear(80, 32)))
     x = torch.randn(2, 30, 32)
-    whole = layer(x)
-    assert layer(x[:, 7:9]).equal(whole[:, 7:9])
-    turned = x.transpose(0, 1)
-    assert layer(turned).equal(whole.transpose(0, 1))
+    expected = layer(x)
+    assert layer(x[:, 7:9]).equal(expected[:, 7:9])
+    transposed = x.transpose(0, 1)
+    assert layer(transposed).equal(expected.transpose(0, 1))
 
 
 @needs_vnni
 def test_an_int8_feed_forward_block_is_close_to_the_original():
     torch.manual_seed(0)
-    block = block_of(nn.Linear(64, 256), nn.Linear(256, 64))
+    block = make_ffn(nn.Linear(64, 256), nn.Linear(256, 64))
     x = torch.randn(2, 40, 64)
-    off = Int8FeedForward(block)(x) - block(x)
-    assert off.abs().max() < 0.05 and off.std() < 0.01
+    difference = Int8FeedForward(block)(x) - block(x)
+    assert difference.abs().max() < 0.05 and difference.std() < 0.01
 
 
 @needs_vnni
 def test_copies_and_pickles_give_the_same_results():
     x = torch.randn(5, 32)
-    for layer in (Int8Linear(nn.Linear(32, 48)), Int8FeedForward(block_of(nn.Linear(32, 48), nn.Linear(48, 32)))):
+    for layer in (Int8Linear(nn.Linear(32, 48)), Int8FeedForward(make_ffn(nn.Linear(32, 48), nn.Linear(48, 32)))):
         for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             assert other(x).equal(layer(x))
 
@@ -194,7 +194,7 @@ def test_the_operators_fake_implementations_match():
     torch.manual_seed(0)
     ops, x = torch.ops.dino, torch.randn(2, 7, 24).bfloat16()
     first, second = nn.Linear(24, 40).requires_grad_(False), nn.Linear(40, 24).requires_grad_(False)
-    block, image = Int8FeedForward(block_of(first, second)), torch.rand(2, 16, 9, 8).bfloat16()
+    block, image = Int8FeedForward(make_ffn(first, second)), torch.rand(2, 16, 9, 8).bfloat16()
     conv = Int8Conv(FusedConv(nn.Conv2d(16, 40, 3, 2, padding=(0, 1)).requires_grad_(False)))
     residual = torch.randn(2, 7, 40).bfloat16()
     torch.library.opcheck(ops.int8_linear.default, (x, Int8Linear(first).layer(), 128, None, False))
@@ -203,7 +203,7 @@ def test_the_operators_fake_implementations_match():
     torch.library.opcheck(ops.int8_convolution.default, (image, conv.layer(), [3, 3], [0, 1], [2, 2]))
 
 
-def block(kind, width: int) -> FusedBlock:
+def residual_block(kind, width: int) -> FusedBlock:
     torch.manual_seed(0)
     channels = width * kind.expansion
     folded = kind(channels, width, norm_layer=lambda width: nn.Identity()).eval().requires_grad_(False)
@@ -214,31 +214,31 @@ def block(kind, width: int) -> FusedBlock:
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_uses_int8_for_inputs_after_a_relu(kind, dtype):
-    plain = block(kind, 32).to(dtype)
-    quick = copy.deepcopy(plain)
-    quantize_blocks([quick])
+    plain = residual_block(kind, 32).to(dtype)
+    quantized = copy.deepcopy(plain)
+    quantize_blocks([quantized])
     types = [FusedConv, Int8Conv, Int8PointwiseConv]
-    assert [types.index(type(conv)) for conv in quick.convs] == ([1, 0] if kind is BasicBlock else [2, 1, 2])
+    assert [types.index(type(conv)) for conv in quantized.convs] == ([1, 0] if kind is BasicBlock else [2, 1, 2])
     x = torch.rand(2, 32 * kind.expansion, 9, 13).to(dtype).contiguous(memory_format=torch.channels_last)
-    found, expected = quick(x).float(), plain(x).float()
-    assert found.shape == expected.shape and quick(x).dtype == dtype
-    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+    actual, expected = quantized(x).float(), plain(x).float()
+    assert actual.shape == expected.shape and quantized(x).dtype == dtype
+    assert (actual - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 @needs_vnni
 @pytest.mark.parametrize(("conv", "relu"), [({"stride": 2}, False), ({"stride": (1, 3)}, True)])
-def test_a_kernel_of_one_pixel_treats_pixels_as_tokens(conv, relu):
+def test_a_pointwise_convolution_quantizes_each_pixel_separately(conv, relu):
     torch.manual_seed(0)
     plain = FusedConv(nn.Conv2d(24, 40, 1, **conv).requires_grad_(False))
     plain.act = ("relu" if relu else "none", [])
     x = torch.rand(2, 24, 9, 13) * torch.logspace(-3, 3, 13)  # each column has its own scale
     residual = torch.randn(plain(x).shape)
-    found, tokens = Int8PointwiseConv(plain), x.permute(0, 2, 3, 1)
+    quantized, tokens = Int8PointwiseConv(plain), x.permute(0, 2, 3, 1)
     expected = plain(x)
-    close = 0.02 * tokens[:, :: plain.options[1][0], :: plain.options[1][1]].amax(-1)[:, None]
-    assert ((found(x) - expected).abs() <= close).all()
+    tolerance = 0.02 * tokens[:, :: plain.options[1][0], :: plain.options[1][1]].amax(-1)[:, None]
+    assert ((quantized(x) - expected).abs() <= tolerance).all()
     added = expected + residual if not relu else (plain_without_relu(plain, x) + residual).relu()
-    assert ((found(x, residual) - added).abs() <= close).all()
+    assert ((quantized(x, residual) - added).abs() <= tolerance).all()
 
 
 def plain_without_relu(conv: FusedConv, x: torch.Tensor) -> torch.Tensor:
@@ -247,10 +247,10 @@ def plain_without_relu(conv: FusedConv, x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_vnni
-@pytest.mark.parametrize("dilated", [{"dilation": 2, "padding": 2}, {"groups": 2, "padding": 1}])
-def test_dilated_and_grouped_convolutions_are_not_replaced(dilated):
-    bottleneck = block(Bottleneck, 32)
-    bottleneck.convs[1] = FusedConv(nn.Conv2d(32, 32, 3, **dilated))
+@pytest.mark.parametrize("options", [{"dilation": 2, "padding": 2}, {"groups": 2, "padding": 1}])
+def test_dilated_and_grouped_convolutions_are_not_replaced(options):
+    bottleneck = residual_block(Bottleneck, 32)
+    bottleneck.convs[1] = FusedConv(nn.Conv2d(32, 32, 3, **options))
     quantize_blocks([bottleneck])
     assert isinstance(bottleneck.convs[1], FusedConv) and isinstance(bottleneck.convs[0], Int8PointwiseConv)
 
@@ -278,12 +278,12 @@ def test_an_int8_convolution_differs_by_rounding_only():
     expected = conv(x).relu()
     step, weight = x.max() / 255, conv.weight.abs()
     allowed = 0.51 * step * weight.sum((1, 2, 3)) + 0.51 * weight.amax((1, 2, 3)) / 127 * x.sum()  # a loose bound
-    off = (Int8Conv(FusedConv(conv))(x) - expected).abs()
-    assert (off <= allowed[:, None, None]).all() and off.max() < 0.02 * expected.max()
+    difference = (Int8Conv(FusedConv(conv))(x) - expected).abs()
+    assert (difference <= allowed[:, None, None]).all() and difference.max() < 0.02 * expected.max()
 
 
 @needs_vnni
-def test_an_image_does_not_depend_on_its_batch_and_one_that_is_not_finite_not_on_others():
+def test_images_of_a_batch_are_independent_even_if_one_is_not_finite():
     torch.manual_seed(0)
     conv = Int8Conv(FusedConv(nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)))
     images = torch.rand(3, 16, 8, 8) * torch.tensor([1.0, 1e-3, 1e3])[:, None, None, None]
@@ -321,16 +321,16 @@ def test_only_encoder_and_decoder_layers_are_quantized(detectors):
     assert not any(isinstance(part, Int8Weights) for part in detectors["off"].model.modules())
 
 
-def test_the_same_cells_are_found_with_int8(detectors):
+def test_int8_detects_the_same_cells(detectors):
     smear = draw_smear(5, 0, (320, 240))[0]
-    found = {amp: detector(smear) for amp, detector in detectors.items()}
-    for one, other in (("off", "int8"), ("int8", "off")):
-        sure, any_of_other = found[one].scores > 0.5, found[other].scores > 0.35
-        assert sure.sum() >= 5
-        apart = found[one].boxes_xyxy[sure][:, None] - found[other].boxes_xyxy[any_of_other][None]
-        assert apart.abs().amax(-1).amin(1).max() < 4
-    again = pickle.loads(pickle.dumps(detectors["int8"]))(smear)
-    assert again.boxes_xyxy.equal(found["int8"].boxes_xyxy) and again.scores.equal(found["int8"].scores)
+    detections = {amp: detector(smear) for amp, detector in detectors.items()}
+    for first, second in (("off", "int8"), ("int8", "off")):
+        confident, candidates = detections[first].scores > 0.5, detections[second].scores > 0.35
+        assert confident.sum() >= 5
+        distances = detections[first].boxes_xyxy[confident][:, None] - detections[second].boxes_xyxy[candidates][None]
+        assert distances.abs().amax(-1).amin(1).max() < 4
+    restored = pickle.loads(pickle.dumps(detectors["int8"]))(smear)
+    assert restored.boxes_xyxy.equal(detections["int8"].boxes_xyxy) and restored.scores.equal(detections["int8"].scores)
 
 
 def test_layers_narrower_than_a_simd_row_are_not_replaced():

@@ -17,7 +17,7 @@ from dinocore.model.ops import dispatch, ms_deform_attn, use_backend
 
 NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
 TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-FORMS = [pytest.param("auto", marks=NUMBA), "reference"]
+BACKENDS = [pytest.param("auto", marks=NUMBA), "reference"]
 MAPS = [(5, 7), (3, 2), (1, 1)]
 
 
@@ -25,26 +25,26 @@ def inputs(batch=2, queries=3, heads=2, dim=4, maps=MAPS, points=2, dtype=torch.
     """Random value, maps, locations (about half of them near or outside an edge) and weights."""
     random = torch.Generator().manual_seed(seed)
     value = torch.randn(batch, sum(h * w for h, w in maps), heads, dim, generator=random, dtype=torch.float64)
-    places = (batch, queries, heads, len(maps), points)
-    locations = torch.rand(*places, 2, generator=random, dtype=torch.float64) * 1.8 - 0.4
-    weights = torch.randn(places, generator=random, dtype=torch.float64)
+    shape = (batch, queries, heads, len(maps), points)
+    locations = torch.rand(*shape, 2, generator=random, dtype=torch.float64) * 1.8 - 0.4
+    weights = torch.randn(shape, generator=random, dtype=torch.float64)
     return value.to(dtype), maps, locations.to(dtype), weights.to(dtype)
 
 
-def twin(value: Tensor, maps, locations: Tensor, weights: Tensor) -> Tensor:
+def reference_loop(value: Tensor, maps, locations: Tensor, weights: Tensor) -> Tensor:
     """The definition with loops: a token's weight falls linearly to 0 at distance 1, in x and in y."""
     batch, _, heads, dim = value.shape
     sums = [torch.zeros(0, heads * dim, dtype=value.dtype)] * batch
     for b in range(batch):
         for n in range(locations.shape[1]):
             heads_of_query = [
-                twin_of_head(value[b, :, m], maps, locations[b, n, m], weights[b, n, m]) for m in range(heads)
+                reference_loop_of_head(value[b, :, m], maps, locations[b, n, m], weights[b, n, m]) for m in range(heads)
             ]
             sums[b] = torch.cat([sums[b], torch.cat(heads_of_query)[None]])
     return torch.stack(sums)
 
 
-def twin_of_head(value: Tensor, maps, locations: Tensor, weights: Tensor) -> Tensor:
+def reference_loop_of_head(value: Tensor, maps, locations: Tensor, weights: Tensor) -> Tensor:
     total, first = torch.zeros(value.shape[1], dtype=value.dtype), 0
     for level, (height, width) in enumerate(maps):
         for (x, y), weight in zip(locations[level], weights[level], strict=True):
@@ -74,32 +74,32 @@ def compiled(*arguments):
     return result
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_output_and_gradients_equal_those_of_an_explicit_loop(form, dtype):
+def test_output_and_gradients_equal_those_of_an_explicit_loop(backend, dtype):
     case = inputs(dtype=dtype)
-    with use_backend(form):
+    with use_backend(backend):
         ours = gradients(compiled, *case)
-    expected = gradients(twin, *inputs(dtype=torch.float64))
+    expected = gradients(reference_loop, *inputs(dtype=torch.float64))
     for mine, theirs in zip(ours, expected, strict=True):
         tolerance = 1e-12 if dtype == torch.float64 else 2e-5
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), theirs, atol=tolerance, rtol=tolerance)
 
 
-def test_one_sample_by_eye():
+def test_samples_computed_by_hand():
     value = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
-    places = [(0.25, 0.25), (0.5, 0.25), (0.5, 0.5), (1.0, 0.75), (1.3, 0.5)]  # token, edge, middle, border, outside
-    locations = torch.tensor(places).view(1, 5, 1, 1, 1, 2)
-    for form in ("auto", "reference"):
-        with use_backend(form):
+    points = [(0.25, 0.25), (0.5, 0.25), (0.5, 0.5), (1.0, 0.75), (1.3, 0.5)]  # token, edge, middle, border, outside
+    locations = torch.tensor(points).view(1, 5, 1, 1, 1, 2)
+    for backend in ("auto", "reference"):
+        with use_backend(backend):
             output = ms_deform_attn(value, [(2, 2)], locations, torch.ones(1, 5, 1, 1, 1))
         assert output.flatten().tolist() == pytest.approx([1, 1.5, 2.5, 2, 0])
 
 
 @NUMBA
 @pytest.mark.parametrize("dim", [1, 3, 32, *(pytest.param(d, marks=pytest.mark.slow) for d in (2, 7, 16, 24, 64, 128))])
-def test_any_width_of_head_agrees_with_the_reference(dim):
+def test_heads_of_any_width_agree_with_the_reference(dim):
     case = inputs(dim=dim, queries=11)
     with use_backend("reference"):
         expected = gradients(ms_deform_attn, *case)
@@ -126,30 +126,32 @@ def test_half_precision_locations_and_weights_get_gradients_of_their_dtype():
     value, maps, locations, weights = inputs(dtype=torch.bfloat16)
     ours = gradients(compiled, value, maps, locations, weights)
     assert all(tensor.dtype == torch.bfloat16 for tensor in ours)
-    exact = twin(value.double(), maps, locations.double(), weights.double())
+    exact = reference_loop(value.double(), maps, locations.double(), weights.double())
     torch.testing.assert_close(ours[0].double(), exact, atol=1e-5, rtol=0.01)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
     value, maps, locations, weights = inputs(batch=1, queries=2, maps=[(4, 3), (2, 2)], dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
-    with use_backend(form):
+    with use_backend(backend):
         assert torch.autograd.gradcheck(lambda v, p, w: compiled(v, maps, p, w), leaves)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("place", [1e3, -1e9, 1e30, math.inf, -math.inf, math.nan])
-def test_locations_off_the_map_add_nothing_and_nan_gives_nan(form, place):
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("coordinate", [1e3, -1e9, 1e30, math.inf, -math.inf, math.nan])
+def test_locations_off_the_map_add_nothing_and_nan_gives_nan(backend, coordinate):
     value, maps, locations, weights = inputs(queries=2)
-    locations[:, 0, 0, 1, 0, 0] = place
-    with use_backend(form):
+    locations[:, 0, 0, 1, 0, 0] = coordinate
+    with use_backend(backend):
         output, grad_value, _, _ = gradients(compiled, value, maps, locations, weights)
     assert output[:, 1].isfinite().all() and output[:, 0, 4:].isfinite().all()
     assert grad_value.isfinite().all()
-    if math.isfinite(place):
+    if math.isfinite(coordinate):
         weights[:, 0, 0, 1, 0] = 0
-        torch.testing.assert_close(output, twin(value, maps, locations.nan_to_num(), weights), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            output, reference_loop(value, maps, locations.nan_to_num(), weights), atol=1e-5, rtol=1e-5
+        )
     else:
         assert output[:, 0, :4].isnan().all()
 
@@ -165,13 +167,17 @@ def test_non_finite_values_do_not_spread():
     assert compiled(value, maps, locations, weights).isnan().all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [{"queries": 0}, {"batch": 0}, {"maps": [(3, 4)]}, {"points": 1, "maps": [(1, 1)]}])
-def test_small_and_empty_inputs_have_small_and_empty_outputs_and_gradients(form, size):
+def test_small_and_empty_inputs_have_small_and_empty_outputs_and_gradients(backend, size):
     case = inputs(**size)
-    with use_backend(form):
+    with use_backend(backend):
         ours = gradients(compiled, *case)
-    expected = gradients(twin, *case) if case[2].numel() else [torch.zeros(*case[2].shape[:2], 8), *case[::2], case[3]]
+    expected = (
+        gradients(reference_loop, *case)
+        if case[2].numel()
+        else [torch.zeros(*case[2].shape[:2], 8), *case[::2], case[3]]
+    )
     for mine, theirs in zip(ours[:1], expected[:1], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     assert [tensor.shape for tensor in ours[1:]] == [tensor.shape for tensor in (case[0], case[2], case[3])]
@@ -183,13 +189,13 @@ def test_small_and_empty_inputs_have_small_and_empty_outputs_and_gradients(form,
 def test_the_memory_layout_of_inputs_does_not_matter():
     value, maps, locations, weights = inputs()
     expected = gradients(compiled, value, maps, locations, weights)
-    turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (value, locations, weights)]
-    assert not turned[0].is_contiguous()
-    for mine, theirs in zip(gradients(compiled, turned[0], maps, *turned[1:]), expected, strict=True):
+    transposed = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (value, locations, weights)]
+    assert not transposed[0].is_contiguous()
+    for mine, theirs in zip(gradients(compiled, transposed[0], maps, *transposed[1:]), expected, strict=True):
         assert mine.equal(theirs)
     value.requires_grad_()
     compiled(value, maps, locations, weights).sum().backward()  # the gradient of a sum is an expanded scalar
-    torch.testing.assert_close(value.grad.sum(), twin(torch.ones_like(value), maps, locations, weights).sum())
+    torch.testing.assert_close(value.grad.sum(), reference_loop(torch.ones_like(value), maps, locations, weights).sum())
 
 
 @NUMBA
@@ -212,8 +218,8 @@ def test_threads_may_call_it_at_the_same_time():
     cases = [inputs(queries=200, seed=seed) for seed in range(4)]
     expected = [gradients(compiled, *case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda case: gradients(compiled, *case), cases * 8))
-    for number, result in enumerate(found):
+        results = list(pool.map(lambda case: gradients(compiled, *case), cases * 8))
+    for number, result in enumerate(results):
         assert all(mine.equal(first) for mine, first in zip(result, expected[number % 4], strict=True))
 
 
@@ -253,11 +259,11 @@ class Sampler(nn.Module):
         return ms_deform_attn(self.project(value), MAPS, locations, weights) * 2
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_compile_sees_one_graph(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_compiles_to_one_graph(backend):
     value, _, locations, weights = inputs()
     model = Sampler()
-    with use_backend(form):
+    with use_backend(backend):
         expected = model(value, locations, weights)
         expected.sum().backward()
         grad = model.project.weight.grad.clone()
@@ -268,21 +274,21 @@ def test_compile_sees_one_graph(form):
     torch.testing.assert_close(model.project.weight.grad, grad)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_export_keeps_one_node_or_plain_operators(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_export_keeps_one_node_or_plain_operators(backend):
     value, _, locations, weights = inputs()
     model = Sampler().eval()
-    with use_backend(form):
+    with use_backend(backend):
         exported = torch.export.export(model, (value, locations, weights))
-    assert ("dino.ms_deform_attn" in str(exported.graph)) == (form == "auto")
+    assert ("dino.ms_deform_attn" in str(exported.graph)) == (backend == "auto")
     torch.testing.assert_close(exported.module()(value, locations, weights), model(value, locations, weights))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_autocast_samples_what_the_layers_give(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_samples_in_the_dtype_of_the_layers(backend):
     value, _, locations, weights = inputs()
     model = Sampler()
-    with use_backend(form), torch.autocast("cpu", torch.bfloat16):
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
         output = model(value, locations, weights)
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
@@ -290,10 +296,10 @@ def test_autocast_samples_what_the_layers_give(form):
     assert model.project.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("broken", ["import", "run"])
-def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(broken, monkeypatch):
+@pytest.mark.parametrize("failure", ["import", "run"])
+def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(failure, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed_devices", set())
-    if broken == "import":
+    if failure == "import":
         monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
         monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     else:
@@ -304,14 +310,14 @@ def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(broken,
         results = [gradients(ms_deform_attn, *case), gradients(ms_deform_attn, *case)]
     assert len(caught) == 1
     for result in results:
-        for mine, theirs in zip(result, gradients(twin, *case), strict=True):
+        for mine, theirs in zip(result, gradients(reference_loop, *case), strict=True):
             torch.testing.assert_close(mine, theirs)
 
 
 def test_wide_heads_use_the_reference(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("too wide"))
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("the head is too wide"))
     case = inputs(batch=1, queries=1, heads=1, dim=dispatch.MAX_WIDTH + 1, maps=[(2, 2)])
-    torch.testing.assert_close(ms_deform_attn(*case), twin(*case), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ms_deform_attn(*case), reference_loop(*case), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -337,8 +343,8 @@ def test_an_unknown_backend_is_refused():
 def run_python(code: str, **environment: str) -> None:
     paths = [os.path.dirname(__file__), *filter(None, sys.path)]
     env = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @TRITON
@@ -348,7 +354,7 @@ def test_triton_in_its_interpreter_agrees_with_an_explicit_loop():
         """
 import torch
 from dinocore.model.ops import triton
-from test_ops import gradients, inputs, twin
+from test_ops import gradients, inputs, reference_loop
 
 class Triton(torch.autograd.Function):
     @staticmethod
@@ -365,7 +371,7 @@ class Triton(torch.autograd.Function):
 
 for dim, dtype, tolerance in ((3, torch.float64, 1e-12), (32, torch.float32, 5e-5), (4, torch.bfloat16, 0.1)):
     case = inputs(dim=dim, dtype=dtype)
-    expected = gradients(twin, case[0].double(), case[1], case[2].double(), case[3].double())
+    expected = gradients(reference_loop, case[0].double(), case[1], case[2].double(), case[3].double())
     for mine, theirs in zip(gradients(Triton.apply, *case), expected, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), theirs, atol=tolerance, rtol=tolerance)
@@ -390,11 +396,11 @@ def test_triton_kernels_compile_without_a_gpu(name, value, other, real):
         f"""
 import triton
 import triton.language as tl
-from dinocore.model.ops import triton as form
+from dinocore.model.ops import triton as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-kernel = form.{name}
+kernel = kernels.{name}
 constants = dict(M=8, P=4, D=24, ITEMS=16, WIDTH=32, real=tl.{real})
 types = dict.fromkeys(("value", "output", "grad"), "*{value}") | dict.fromkeys(constants, "constexpr")
 types |= dict(maps="*i32") | dict.fromkeys(("tokens", "num_queries", "levels"), "i32")

@@ -10,7 +10,7 @@ SMALL += ["model.num_decoder_layers=2", "model.num_queries=20", "model.num_class
 STATIC = ['model.queries="static"']  # no tokens are selected, which rounding could change
 
 
-def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dict[str, torch.Tensor]:
+def gradients(backend: str, dtype: torch.dtype | None, overrides: list[str]) -> dict[str, torch.Tensor]:
     """Gradients of the loss of two images, by parameter."""
     torch.manual_seed(0)
     config = load_config("r50-4scale", [*SMALL, *overrides])
@@ -25,22 +25,22 @@ def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dic
         Target(torch.tensor([1, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.3, 0.4]]), seed=0),
         Target(torch.tensor([4]), torch.tensor([[0.5, 0.3, 0.4, 0.3]]), seed=1),
     ]
-    with use_backend(form), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+    with use_backend(backend), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         output = model(images, padding, targets)
     torch.stack(list(criterion(output, targets, 3.0, config.loss).values())).sum().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_the_optimized_model_gives_the_gradients_of_the_reference():
-    found, expected = gradients("auto", None, []), gradients("reference", None, [])
-    assert found.keys() == expected.keys()
+    actual, expected = gradients("auto", None, []), gradients("reference", None, [])
+    assert actual.keys() == expected.keys()
     for name, grad in expected.items():
-        assert (found[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name
+        assert (actual[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name
 
 
 def test_gradients_in_bf16_are_those_of_float32_within_its_precision():
-    found, expected = gradients("auto", torch.bfloat16, STATIC), gradients("reference", None, STATIC)
-    assert found.keys() == expected.keys()
-    everything = [torch.cat([grads[name].flatten() for name in expected]) for grads in (found, expected)]
-    assert torch.cosine_similarity(*everything, dim=0) > 0.995
-    assert abs(everything[0].norm() / everything[1].norm() - 1) < 0.01
+    actual, expected = gradients("auto", torch.bfloat16, STATIC), gradients("reference", None, STATIC)
+    assert actual.keys() == expected.keys()
+    flattened = [torch.cat([grads[name].flatten() for name in expected]) for grads in (actual, expected)]
+    assert torch.cosine_similarity(*flattened, dim=0) > 0.995
+    assert abs(flattened[0].norm() / flattened[1].norm() - 1) < 0.01

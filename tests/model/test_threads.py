@@ -23,14 +23,14 @@ def four_threads(request, monkeypatch):
 
 @pytest.mark.parametrize("total", [1, 3, 4, 1001])
 def test_every_index_is_processed_once(four_threads, total):
-    done = []
-    cpu.in_parallel(lambda begin, end: done.extend(range(begin, end)), (), total)
-    assert sorted(done) == list(range(total))
+    processed = []
+    cpu.in_parallel(lambda begin, end: processed.extend(range(begin, end)), (), total)
+    assert sorted(processed) == list(range(total))
 
 
 def test_chunks_run_in_parallel(four_threads):
-    meeting = threading.Barrier(2)  # fails unless two threads reach it in time
-    cpu.in_parallel(lambda begin, end: meeting.wait(timeout=20), (), 4)
+    barrier = threading.Barrier(2)  # fails unless two threads reach it in time
+    cpu.in_parallel(lambda begin, end: barrier.wait(timeout=20), (), 4)
 
 
 def test_an_error_on_any_thread_reaches_the_caller(four_threads):

@@ -29,27 +29,27 @@ SMALL = [
     "train.micro_batch_size=2", 'train.amp="off"',
 ]  # fmt: skip
 
-OF_SEVERAL = (
+MULTI_RANK_SETTINGS = (
     'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
     "train.micro_batch_size=1", "train.ema_decay=0.9", 'train.trackers="off"',
 )  # fmt: skip  # two steps per epoch
 SCRIPT = Path(__file__).with_name("faulty_processes.py")
 TIMINGS = ("seconds", "data_seconds", "memory_mb")
-OF_A_START = (
+START_DEPENDENT = (
     "origin",
     "log_bytes",
 )  # differ in a resumed run: a message, and the length of the log, which contains timings
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
     return folder
 
@@ -85,42 +85,44 @@ def outcome():
     """A function that reads a run: hashes of its newest checkpoint's tensors, plain values, log without timings."""
 
     def read(run):
-        newest, found = list_checkpoints(run / "checkpoints")[-1], {}
+        newest, tensors = list_checkpoints(run / "checkpoints")[-1], {}
         for name in ("model.safetensors", "ema.safetensors"):
             if (newest / name).is_file():
-                found |= {f"{name}/{key}": value for key, value in load_weights(newest / name).tensors.items()}
+                tensors |= {f"{name}/{key}": value for key, value in load_weights(newest / name).tensors.items()}
         optimizer = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
-        found |= {f"{n}/{key}": value for n, one in optimizer.items() for key, value in one.items()}
-        rest = torch.load(newest / "state.pt", weights_only=True)
-        found |= {f"stream of process {n}": one["torch"] for n, one in enumerate(rest["streams"])}
-        values = {key: value for key, value in rest["progress"].items() if key not in OF_A_START}
-        values |= {"scaler": rest["scaler"], "ema_updates": rest["ema_updates"]}
+        tensors |= {f"{n}/{key}": value for n, entry in optimizer.items() for key, value in entry.items()}
+        state = torch.load(newest / "state.pt", weights_only=True)
+        tensors |= {f"stream of process {n}": entry["torch"] for n, entry in enumerate(state["streams"])}
+        values = {key: value for key, value in state["progress"].items() if key not in START_DEPENDENT}
+        values |= {"scaler": state["scaler"], "ema_updates": state["ema_updates"]}
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         rows = [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-        return {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in found.items()}, values, rows
+        hashes = {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()}
+        return hashes, values, rows
 
     return read
 
 
 @pytest.fixture
-def together(small_config, tmp_path):
+def run_ranks(small_config, tmp_path):
     """A function that trains or resumes on several ranks, and returns exit codes, warnings per rank, and the folder."""
 
-    def make(*settings, fault="none", rank=0, at=0, name="run", number=2):
+    def make(*settings, fault="none", rank=0, at=0, name="run", num_ranks=2):
         folder = tmp_path / name
         if not folder.exists():
             prepare_run(folder, overwrite=False)
-        write_config(folder, small_config(*OF_SEVERAL, *settings))
-        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
-        command, started = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
-        for this in range(number):
-            env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}
-            started.append(subprocess.Popen(command, env=env))
+        write_config(folder, small_config(*MULTI_RANK_SETTINGS, *settings))
+        shared = {"WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
+        command, processes = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
+        for process_rank in range(num_ranks):
+            env = os.environ | {key: str(value) for key, value in (shared | {"RANK": process_rank}).items()}
+            processes.append(subprocess.Popen(command, env=env))
         try:
-            codes = [process.wait(timeout=600) for process in started]  # fails if a rank hangs
+            codes = [process.wait(timeout=600) for process in processes]  # fails if a rank hangs
         finally:
-            for process in started:
+            for process in processes:
                 process.kill()
-        return codes, [json.loads((folder / f"told-{this}.json").read_text()) for this in range(number)], folder
+        messages = [json.loads((folder / f"messages-{n}.json").read_text()) for n in range(num_ranks)]
+        return codes, messages, folder
 
     return make

@@ -2,7 +2,7 @@
 
 python faulty_processes.py RUN FAULT RANK STEP
 
-The settings are read from RUN/config.toml. Each rank writes its warnings or its error to RUN/told-RANK.json.
+The settings are read from RUN/config.toml. Each rank writes its warnings or its error to RUN/messages-RANK.json.
 """
 
 import json
@@ -30,24 +30,24 @@ CPU = torch.device("cpu")
 
 def forward(state: TrainState, at: int) -> None:
     """Run out of memory in the second forward pass of the step."""
-    original, seen = step.forward, []
+    original, calls = step.forward, []
 
-    def fails(*arguments):
-        seen.extend([1] * (state.progress.step == at - 1))
-        if len(seen) == 2:
+    def fail(*arguments):
+        calls.extend([1] * (state.progress.step == at - 1))
+        if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return original(*arguments)
 
-    step.forward = fails
+    step.forward = fail
 
 
 def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.0.weight") -> None:
     """Run out of memory in the middle of the step's second backward pass, when some gradients are computed."""
-    seen = []
+    calls = []
 
     def hook(gradient):
-        seen.extend([1] * (state.progress.step == at - 1))
-        if len(seen) == 2:
+        calls.extend([1] * (state.progress.step == at - 1))
+        if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     state.model.get_parameter(after).register_hook(hook)
@@ -55,30 +55,30 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
 
 def nan(state: TrainState, at: int) -> None:
     """Set a pixel of the step's second micro-batch to NaN."""
-    original, seen = step.forward, []
+    original, calls = step.forward, []
 
-    def poisoned(model, batch, *rest):
-        seen.extend([1] * (state.progress.step == at - 1))
-        if len(seen) == 2:
+    def forward_nan(model, batch, *rest):
+        calls.extend([1] * (state.progress.step == at - 1))
+        if len(calls) == 2:
             images = batch.images.float()
             images[0, 0, 3, 3] = torch.nan
             batch = batch._replace(images=images)
         return original(model, batch, *rest)
 
-    step.forward = poisoned
+    step.forward = forward_nan
 
 
-def failing(place: object, name: str, state: TrainState, at: int) -> None:
+def fail_first_call(owner: object, name: str, state: TrainState, at: int) -> None:
     """Make the first call of a function fail."""
-    original, seen = getattr(place, name), []
+    original, calls = getattr(owner, name), []
 
-    def fails(*arguments, **named):
-        seen.append(1)
-        if len(seen) == 1:
+    def fail(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 1:
             raise RuntimeError("a bug")
-        return original(*arguments, **named)
+        return original(*arguments, **keywords)
 
-    setattr(place, name, fails)
+    setattr(owner, name, fail)
 
 
 FAULTS = {
@@ -89,12 +89,12 @@ FAULTS = {
     "nan": nan,
     "backward": backward,
     "last": partial(backward, after="backbone.body.layer1.0.conv1.weight"),
-    "detect": partial(failing, evaluation, "detect_all"),
-    "detector": partial(failing, evaluation, "Detector"),
-    "judge": partial(failing, evaluation, "coco_metrics"),
-    "examples": partial(failing, evaluation, "save_examples"),
-    "best": partial(failing, evaluation, "save_best"),
-    "log": partial(failing, MetricsLog, "add"),
+    "detect": partial(fail_first_call, evaluation, "detect_all"),
+    "detector": partial(fail_first_call, evaluation, "Detector"),
+    "metrics": partial(fail_first_call, evaluation, "coco_metrics"),
+    "examples": partial(fail_first_call, evaluation, "save_examples"),
+    "best": partial(fail_first_call, evaluation, "save_best"),
+    "log": partial(fail_first_call, MetricsLog, "add"),
 }
 
 
@@ -105,8 +105,8 @@ def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> l
         torch.set_default_dtype(torch.float64)
     config = run_config(folder)
     data = open_dataset(config.data)
-    if found := list_checkpoints(folder / "checkpoints"):
-        state = resumed_state(found[-1], config, CPU, group)
+    if checkpoints := list_checkpoints(folder / "checkpoints"):
+        state = resumed_state(checkpoints[-1], config, CPU, group)
     else:
         state = fresh_state(config, data.train.categories, CPU, group)
     if group.rank == rank:
@@ -118,14 +118,14 @@ def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> l
 
 def main(folder: Path, fault: str, rank: int, at: int) -> int:
     ddp.BUCKET_MB = 0.01  # so that the gradients of a small model need many buckets
-    code, error_message, here = 0, [], 0
+    code, messages, own_rank = 0, [], 0
     try:
         with process_group(CPU) as group:
-            here = group.rank
-            error_message = run(group, folder, fault, rank, at)
+            own_rank = group.rank
+            messages = run(group, folder, fault, rank, at)
     except DinoError as error:
-        code, error_message = error.exit_code, [str(error)]
-    (folder / f"told-{here}.json").write_text(json.dumps(error_message))
+        code, messages = error.exit_code, [str(error)]
+    (folder / f"messages-{own_rank}.json").write_text(json.dumps(messages))
     return code
 
 

@@ -27,7 +27,7 @@ def variants(monkeypatch):
         yield importlib.import_module("ablation_variants").LOOK_FORWARD
 
 
-def built(variant):
+def build(variant):
     config = load_config("r50-4scale", [*SMALL, *variant.settings])
     torch.manual_seed(0)
     model = build_model(config.model).eval()
@@ -39,9 +39,9 @@ def built(variant):
     return model, config
 
 
-def reach(variant):
+def gradient_reach(variant):
     """A row per stage: `#` for each layer whose box head gets a gradient from the stage's box loss."""
-    model, config = built(variant)
+    model, config = build(variant)
     torch.manual_seed(1)
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     targets = [Target(torch.tensor([1]), torch.tensor([[0.4, 0.4, 0.3, 0.3]]), 1)]
@@ -55,23 +55,23 @@ def reach(variant):
     return rows
 
 
-def test_a_loss_reaches_one_two_or_all_layers_before_it(variants):
-    assert reach(variants["once"]) == ["#..", ".#.", "..#"]
-    assert reach(variants["twice"]) == ["#..", "##.", ".##"]
-    assert reach(variants["not detached"]) == ["#..", "##.", "###"]
+def test_the_loss_of_a_stage_reaches_one_two_or_all_layers(variants):
+    assert gradient_reach(variants["once"]) == ["#..", ".#.", "..#"]
+    assert gradient_reach(variants["twice"]) == ["#..", "##.", ".##"]
+    assert gradient_reach(variants["not detached"]) == ["#..", "##.", "###"]
 
 
 def test_detaching_does_not_change_the_forward_pass(variants):
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     torch.manual_seed(2)
-    first, *others = [built(variants[name])[0](images, padding).stages for name in ("twice", "once", "not detached")]
+    first, *others = [build(variants[name])[0](images, padding).stages for name in ("twice", "once", "not detached")]
     for other in others:
         for ours, theirs in zip(first, other, strict=True):
             assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.boxes, theirs.boxes)
 
 
 def test_without_its_norm_a_stage_predicts_from_the_layers_output(variants):
-    with_norm, without = built(variants["twice"])[0], built(variants["twice, no norm"])[0]
+    with_norm, without = build(variants["twice"])[0], build(variants["twice, no norm"])[0]
     assert len(list(without.parameters())) == len(list(with_norm.parameters())) - 2
 
 

@@ -50,7 +50,7 @@ def test_the_first_steps_have_the_losses_of_the_cpu(start_on, device):
     ("device", "amp"),
     [("cpu", "bf16"), *(pytest.param("cuda", amp, marks=NEEDS_GPU) for amp in ("bf16", "fp16"))],
 )
-def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp):
+def test_half_precision_starts_with_losses_close_to_those_of_float32(start_on, device, amp):
     expected = losses(*start_on("cpu", "a"), steps=1)
     assert losses(*start_on(device, "b", f'train.amp="{amp}"'), steps=1) == pytest.approx(expected, rel=0.1)
 
@@ -59,23 +59,23 @@ def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp)
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(start_on, device):
     settings = ("train.deterministic=true",) if device == "cuda" else ()
-    whole = losses(*start_on(device, "whole", *settings), steps=99)
+    uninterrupted = losses(*start_on(device, "uninterrupted", *settings), steps=99)
     requested = iter([0, 0, 0, 0, 143])
-    context, state = start_on(device, "parts", *settings, stop=lambda: next(requested, 143))
+    context, state = start_on(device, "interrupted", *settings, stop=lambda: next(requested, 143))
     before = []
     with pytest.raises(Exception, match="interrupted"):
         before += (event.numbers["loss"] for event in train(context, state) if isinstance(event, Step))
     config, newest = context.config, list_checkpoints(context.folder / "checkpoints")[-1]
-    again = context._replace(stop=lambda: 0)
-    events = list(train(again, resumed_state(newest, config, torch.device(device))))
+    resumed = context._replace(stop=lambda: 0)
+    events = list(train(resumed, resumed_state(newest, config, torch.device(device))))
     after = [event.numbers["loss"] for event in events if isinstance(event, Step)]
     assert isinstance(events[-1], Finished)
-    assert 0 < len(after) < len(whole)
-    assert whole[-len(after) :] == after
+    assert 0 < len(after) < len(uninterrupted)
+    assert uninterrupted[-len(after) :] == after
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_detector_finds_the_boxes_that_it_finds_on_the_cpu(small_config, device):
+def test_detections_equal_those_on_the_cpu(small_config, device):
     from dinocore.data.annotations import Category
     from dinocore.model.build import build_model
 
@@ -84,23 +84,23 @@ def test_a_detector_finds_the_boxes_that_it_finds_on_the_cpu(small_config, devic
     model = build_model(config.model)
     categories = [Category(k, str(k)) for k in range(1, 4)]
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    there = Detector(model, config, categories, torch.device(device), "off")(image)
-    here = Detector(model, config, categories, torch.device("cpu"), "off")(image)
-    torch.testing.assert_close(there.scores, here.scores, atol=1e-4, rtol=0)
-    nearest = torch.cdist(there.boxes_xyxy, here.boxes_xyxy, p=float("inf")).min(dim=1).values
+    actual = Detector(model, config, categories, torch.device(device), "off")(image)
+    expected = Detector(model, config, categories, torch.device("cpu"), "off")(image)
+    torch.testing.assert_close(actual.scores, expected.scores, atol=1e-4, rtol=0)
+    nearest = torch.cdist(actual.boxes_xyxy, expected.boxes_xyxy, p=float("inf")).min(dim=1).values
     assert nearest.max() < 0.05, "difference in pixels"
 
 
-def test_cuda_without_a_number_is_one_that_pytorch_can_make_the_current_device(monkeypatch):
+def test_cuda_without_an_index_is_the_current_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    made_current = []
-    monkeypatch.setattr(torch._C, "_cuda_setDevice", made_current.append, raising=False)
+    current_devices = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current_devices.append, raising=False)
     with process_group(pick_device("cuda")):
-        assert made_current == [0]
+        assert current_devices == [0]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     with process_group(pick_device("cuda")):
-        assert made_current == [0, 1]
+        assert current_devices == [0, 1]
     with pytest.raises(EnvironmentFault, match="no device `cuda:2` here; available: cpu, cuda:0, cuda:1"):
         pick_device("cuda:2")

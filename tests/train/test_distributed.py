@@ -15,20 +15,20 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-def together(number, data, out, chunk):
+def run_ranks(num_ranks, data, out, chunk):
     port = free_port()
-    shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    shared = {"WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     command = [sys.executable, str(SCRIPT), str(data), str(out), str(chunk)]
-    started = [
+    processes = [
         subprocess.Popen(command, env=os.environ | {k: str(v) for k, v in (shared | {"RANK": rank}).items()})
-        for rank in range(number)
+        for rank in range(num_ranks)
     ]
-    assert [process.wait(timeout=300) for process in started] == [0] * number
+    assert [process.wait(timeout=300) for process in processes] == [0] * num_ranks
     return torch.load(out, weights_only=True)
 
 
@@ -43,7 +43,7 @@ def test_two_ranks_give_the_gradients_and_the_evaluation_of_one(empty, image_fol
         first = min(row["id"] for row in content["images"])
         content["annotations"] = [row for row in content["annotations"] if row["image_id"] == first]
         file.write_text(json.dumps(content))
-    one, two = together(1, data, tmp_path / "one.pt", 1), together(2, data, tmp_path / "two.pt", 1)
+    one, two = run_ranks(1, data, tmp_path / "one.pt", 1), run_ranks(2, data, tmp_path / "two.pt", 1)
     assert one["ap"] == two["ap"] and two["missing"] == []
     assert two["numbers"] == pytest.approx(one["numbers"], rel=1e-9)
     for name, grad in one["grads"].items():

@@ -23,19 +23,19 @@ from dinocore.train.step import train_step
 from dinocore.weights.file import load_weights
 
 
-def kinds(events):
+def types_of(events):
     return [type(event) for event in events if type(event) in (Started, Step, Evaluated, Saved, Finished)]
 
 
-def lines(run):
+def log_rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_its_folder_as_designed(small_config, start, run_to_end):
+def test_a_run_writes_the_expected_files(small_config, start, run_to_end):
     context, state = start(small_config())
     events = run_to_end(context, state)
     steps = [Step] * 4
-    assert kinds(events) == [Started, *([*steps, Saved, Evaluated, Saved] * 2), Finished]
+    assert types_of(events) == [Started, *([*steps, Saved, Evaluated, Saved] * 2), Finished]
     assert {"config.toml", "metrics.jsonl", "log.txt", "best.safetensors", "checkpoints"} <= {
         path.name for path in context.folder.iterdir()
     }
@@ -43,11 +43,11 @@ def test_a_run_leaves_its_folder_as_designed(small_config, start, run_to_end):
         "step-00000004",
         "step-00000008",
     ]
-    assert [row["step"] for row in lines(context.folder) if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in log_rows(context.folder) if "loss" in row] == list(range(1, 9))
     assert run_config(context.folder) == context.config
 
 
-def test_weights_describe_themselves(small_config, start, run_to_end):
+def test_weights_contain_their_config_and_categories(small_config, start, run_to_end):
     context, state = start(small_config("train.epochs=1"))
     run_to_end(context, state)
     weights = load_weights(context.folder / "best.safetensors")
@@ -58,50 +58,51 @@ def test_weights_describe_themselves(small_config, start, run_to_end):
     assert (detections.scores.diff() <= 0).all()
 
 
-BY_CHANCE = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.drop_path=0.5")
+RANDOM_LAYERS = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.drop_path=0.5")
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [pytest.param((), marks=pytest.mark.slow), ("train.ema_decay=0.9", "train.micro_batch_size=1", *BY_CHANCE)],
+    [pytest.param((), marks=pytest.mark.slow), ("train.ema_decay=0.9", "train.micro_batch_size=1", *RANDOM_LAYERS)],
 )
 @pytest.mark.parametrize("stopped_after", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
     config = small_config(*overrides)
-    context, state = start(config, "straight")
+    context, state = start(config, "uninterrupted")
     run_to_end(context, state)
 
-    seen = []
-    cut, half = start(config, "cut", stop=lambda: 143 if len(seen) >= stopped_after else 0)
-    with pytest.raises(Interrupted) as stopped:
-        for event in train(cut, half):
-            seen += [event] if isinstance(event, Step) else []
-    assert stopped.value.exit_code == 143
-    checkpoint, warnings = find_checkpoint(cut.folder, "auto")
+    steps = []
+    interrupted, half_state = start(config, "interrupted", stop=lambda: 143 if len(steps) >= stopped_after else 0)
+    with pytest.raises(Interrupted) as caught:
+        for event in train(interrupted, half_state):
+            steps += [event] if isinstance(event, Step) else []
+    assert caught.value.exit_code == 143
+    checkpoint, warnings = find_checkpoint(interrupted.folder, "auto")
     assert not warnings
-    cut = cut._replace(stop=lambda: 0)
-    run_to_end(cut, resumed_state(checkpoint, config, torch.device("cpu")))
+    interrupted = interrupted._replace(stop=lambda: 0)
+    run_to_end(interrupted, resumed_state(checkpoint, config, torch.device("cpu")))
     for name in ("model.safetensors", *(["ema.safetensors"] if "ema" in str(overrides) else [])):
-        straight, resumed = (
-            load_weights(run / "checkpoints" / "step-00000008" / name).tensors for run in (context.folder, cut.folder)
+        expected, resumed = (
+            load_weights(run / "checkpoints" / "step-00000008" / name).tensors
+            for run in (context.folder, interrupted.folder)
         )
-        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    kept = [[row.get("loss") or row["AP"] for row in lines(run)] for run in (context.folder, cut.folder)]
-    assert kept[0] == kept[1]
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+    logged = [[row.get("loss") or row["AP"] for row in log_rows(run)] for run in (context.folder, interrupted.folder)]
+    assert logged[0] == logged[1]
 
 
 def test_a_stop_during_the_last_evaluation_does_not_finish_the_run(small_config, start, run_to_end):
     config = small_config("train.epochs=1")
-    seen = []
-    context, state = start(config, stop=lambda: 130 if Evaluating in seen else 0)
+    event_types = []
+    context, state = start(config, stop=lambda: 130 if Evaluating in event_types else 0)
     with pytest.raises(Interrupted, match="after step 4 of 4"):
         for event in train(context, state):
-            seen.append(type(event))
+            event_types.append(type(event))
     checkpoint, _ = find_checkpoint(context.folder, "auto")
     with pytest.raises(Interrupted, match="before continuing after step 4"):
         run_to_end(context, resumed_state(checkpoint, config, torch.device("cpu")))
     events = run_to_end(context._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
-    assert kinds(events) == [Started, Evaluated, Saved, Finished]
+    assert types_of(events) == [Started, Evaluated, Saved, Finished]
     assert (context.folder / "best.safetensors").is_file()
 
 
@@ -112,8 +113,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_reported(small_config, start
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
-    found, warnings = find_checkpoint(context.folder, "auto")
-    assert found == older
+    checkpoint, warnings = find_checkpoint(context.folder, "auto")
+    assert checkpoint == older
     assert "step-00000008 is damaged: model.safetensors" in warnings[0]
     with pytest.raises(CheckpointError, match="is damaged"):
         find_checkpoint(context.folder, str(newest))
@@ -180,7 +181,9 @@ def test_too_many_bad_images_end_the_run(image_folder, small_config, start, run_
         run_to_end(context, state)
 
 
-def test_images_without_objects_train_and_evaluate(image_folder, small_config, start, run_to_end, tmp_path):
+def test_images_without_objects_can_be_trained_on_and_evaluated(
+    image_folder, small_config, start, run_to_end, tmp_path
+):
     folder = tmp_path / "data"
     shutil.copytree(image_folder, folder)
     for split in ("train", "val"):
@@ -194,7 +197,7 @@ def test_images_without_objects_train_and_evaluate(image_folder, small_config, s
     assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # no objects to evaluate, as in pycocotools
 
 
-def test_an_image_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
+def test_an_image_with_fewer_tokens_than_queries_can_be_trained_on(small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (24, 20), "red").save(folder / "images" / "a.png")
@@ -211,12 +214,12 @@ def test_an_image_smaller_than_the_queries_need_trains(small_config, start, run_
 
 
 @pytest.mark.parametrize(
-    ("option", "ways_out"),
+    ("option", "advice"),
     [("", "choose another folder.*overwrite=True$"), ("--output-dir ", "--resume auto.*--overwrite$")],
 )
-def test_a_non_empty_folder_is_refused_with_both_alternatives(tmp_path, option, ways_out):
+def test_a_non_empty_folder_is_refused_with_both_alternatives(tmp_path, option, advice):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=ways_out):
+    with pytest.raises(ConfigError, match=advice):
         prepare_run(tmp_path, False, option)
     prepare_run(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -231,7 +234,9 @@ def test_low_precision_steps_are_finite(small_config, start, amp):
     assert math.isfinite(train_step(state, batches, count_boxes(batches), context.config, SingleProcess())["loss"])
 
 
-def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, image_folder, tmp_path):
+def test_a_run_with_other_classes_starts_from_weights_matched_by_name(
+    small_config, start, run_to_end, image_folder, tmp_path
+):
     context, state = start(small_config("train.epochs=1"))
     run_to_end(context, state)
     folder = tmp_path / "data"
@@ -254,4 +259,4 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
 def test_a_non_finite_value_is_null_in_the_log(tmp_path):
     log = MetricsLog(tmp_path, Progress())
     log.add({"step": 1, "loss": 2.5, "grad_norm": math.inf})
-    assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]
+    assert log_rows(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]

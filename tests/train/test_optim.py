@@ -40,8 +40,8 @@ def test_the_backbone_has_its_own_learning_rate_and_frozen_parameters_are_omitte
     model = build_model(config.model)
     optimizer = build_optimizer(model, config.train)
     backbone, rest = (group["params"] for group in optimizer.param_groups)
-    wanted = [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("backbone.")]
-    assert {id(p) for p in backbone} == {id(p) for p in wanted}
+    expected = [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("backbone.")]
+    assert {id(p) for p in backbone} == {id(p) for p in expected}
     assert len(backbone) + len(rest) == sum(p.requires_grad for p in model.parameters())
     assert set_lr(optimizer, 0.1) == pytest.approx(1e-5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-6, 1e-5])
@@ -61,7 +61,7 @@ def test_the_moving_average_equals_its_formula():
     assert not ema.model.weight.requires_grad
 
 
-def test_the_average_is_a_copy():
+def test_the_moving_average_is_a_copy():
     model = nn.Linear(2, 2)
     ema = Ema(model, 0.9)
     before = ema.model.weight.clone()
@@ -76,18 +76,20 @@ def test_drops_move_in_proportion_to_the_epochs_and_stay_within_the_run(epochs, 
     before = TrainConfig(epochs=recipe[0], lr_drop_epochs=recipe[1])
     drops = scaled_drops(before, epochs)
     assert all(0 < drop < epochs for drop in drops) and sorted(set(drops)) == list(drops)
-    wanted = [drop * epochs / recipe[0] for drop in recipe[1]]
-    assert all(any(abs(drop - place) <= 1 for place in wanted) for drop in drops)
+    expected = [drop * epochs / recipe[0] for drop in recipe[1]]
+    assert all(any(abs(drop - epoch) <= 1 for epoch in expected) for drop in drops)
     assert drops or epochs == 1
 
 
-def test_the_schedule_description_gives_drops_and_those_out_of_reach():
+def test_the_schedule_description_lists_drops_and_those_never_reached():
     assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
     assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
     assert describe_lr(100, TrainConfig()).startswith("0.0001, backbone 1e-05, ")
     assert describe_lr(100, TrainConfig(freeze=("neck",))).startswith("frozen: neck; 0.0001, backbone 1e-05, ")
-    both = describe_lr(100, TrainConfig(freeze=("backbone", "encoder")))
-    assert both.startswith("frozen: backbone, encoder; 0.0001, divided"), "a frozen backbone has no learning rate"
+    description = describe_lr(100, TrainConfig(freeze=("backbone", "encoder")))
+    assert description.startswith("frozen: backbone, encoder; 0.0001, divided"), (
+        "a frozen backbone has no learning rate"
+    )
     short = TrainConfig(warmup_steps=24, lr_schedule="cosine")
     assert describe_lr(2, short).endswith("never reached: warm-up takes 24 steps, the run 24 steps")
     assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")
@@ -99,5 +101,5 @@ def test_learning_rate_drops_that_never_happen_are_reported():
     warning = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
     assert warning.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")
     assert "step 9" in drops_warning(9, TrainConfig(warmup_steps=10, lr_drop_epochs=(1, 11)))
-    fine = [TrainConfig(), TrainConfig(lr_schedule="cosine", epochs=6), TrainConfig(epochs=1, lr_drop_epochs=())]
-    assert [drops_warning(9, config) for config in fine] == ["", "", ""]
+    configs = [TrainConfig(), TrainConfig(lr_schedule="cosine", epochs=6), TrainConfig(epochs=1, lr_drop_epochs=())]
+    assert [drops_warning(9, config) for config in configs] == ["", "", ""]

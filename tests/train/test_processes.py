@@ -38,14 +38,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def begin(folder):
+def launch(folder):
     """A function that starts a training command; processes left by a failed test are killed."""
     started = []
 
-    def make(run, *arguments, by=DINO, new=True):
+    def make(run, *arguments, launcher=DINO, new=True):
         preset = ["--preset", "r50-4scale", "--data", "data", "--output-dir", run] if new else []
         settings = [part for setting in SETTINGS for part in ("--set", setting)] if new else []
-        command = [*by, "train", "--device", "cpu", *preset, *settings, *arguments]
+        command = [*launcher, "train", "--device", "cpu", *preset, *settings, *arguments]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(
             subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -60,7 +60,7 @@ def begin(folder):
         process.stderr.close()
 
 
-def ended(process, code, within=600.0):
+def wait_for_exit(process, code, within=600.0):
     """Wait for a process, check its exit code, and return its messages."""
     _, messages = process.communicate(timeout=within)
     assert process.returncode == code, messages
@@ -70,13 +70,13 @@ def ended(process, code, within=600.0):
 
 def wait_for_step(run, step, process):
     """Wait until a run has logged this step."""
-    until, log = time.monotonic() + 300, run / "metrics.jsonl"
+    deadline, log = time.monotonic() + 300, run / "metrics.jsonl"
     while not log.is_file() or log.read_text().count('"loss"') < step:
-        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.002)
 
 
-def rank_of(process, rank):
+def pid_of_rank(process, rank):
     """The process id of a launcher's child with this rank."""
     for entry in Path("/proc").iterdir():
         child = entry.name.isdigit() and f"PPid:\t{process.pid}\n" in _read(entry / "status")
@@ -92,37 +92,31 @@ def _read(file):
         return ""
 
 
-def check_equal(outcome, straight, run):
-    assert outcome(straight) == outcome(run)
+def check_equal(outcome, uninterrupted, run):
+    assert outcome(uninterrupted) == outcome(run)
     assert [row["step"] for row in outcome(run)[2] if "loss" in row] == list(range(1, STEPS + 1))
 
 
-@pytest.fixture(scope="module")
-def straight(folder):
-    """Results of uninterrupted runs, by launcher."""
-    return {}
-
-
-def test_a_run_resumed_after_sigterm_and_sigkill_equals_an_uninterrupted_run(begin, folder, outcome):
-    ended(begin("straight"), 0)
-    process = begin("asked")
-    wait_for_step(folder / "asked", 11, process)
+def test_a_run_resumed_after_sigterm_and_sigkill_equals_an_uninterrupted_run(launch, folder, outcome):
+    wait_for_exit(launch("uninterrupted"), 0)
+    process = launch("stopped")
+    wait_for_step(folder / "stopped", 11, process)
     process.send_signal(signal.SIGTERM)
-    assert "the state is saved; continue with: dino train --resume asked" in ended(process, 143)
-    step = step_of(list_checkpoints(folder / "asked" / "checkpoints")[-1])
+    assert "the state is saved; continue with: dino train --resume stopped" in wait_for_exit(process, 143)
+    step = step_of(list_checkpoints(folder / "stopped" / "checkpoints")[-1])
     assert 11 <= step < 2 * PER_EPOCH, "it was stopped mid-epoch"
-    process = begin("asked", "--resume", "auto", "--output-dir", "asked", new=False)
-    wait_for_step(folder / "asked", 30, process)
+    process = launch("stopped", "--resume", "auto", "--output-dir", "stopped", new=False)
+    wait_for_step(folder / "stopped", 30, process)
     process.kill()  # after it was resumed
     process.communicate()
-    assert "was killed" in ended(begin("asked", "--resume", "auto", "--output-dir", "asked", new=False), 0)
-    check_equal(outcome, folder / "straight", folder / "asked")
+    assert "was killed" in wait_for_exit(launch("stopped", "--resume", "auto", "--output-dir", "stopped", new=False), 0)
+    check_equal(outcome, folder / "uninterrupted", folder / "stopped")
 
 
-def test_a_second_sigint_exits_at_once(begin, folder):
+def test_a_second_sigint_exits_at_once(launch, folder):
     """A step takes long: 36 large images, one at a time."""
-    long = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
-    process = begin("twice", *(part for setting in long for part in ("--set", setting)))
+    slow_settings = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
+    process = launch("twice", *(part for setting in slow_settings for part in ("--set", setting)))
     while "steps" not in process.stderr.readline():  # printed just before the first step
         assert process.poll() is None
     time.sleep(1)
@@ -131,27 +125,28 @@ def test_a_second_sigint_exits_at_once(begin, folder):
         assert process.poll() is None
     time.sleep(0.5)
     assert process.poll() is None, "the first SIGINT waits for the step"
-    began = time.monotonic()
+    start_time = time.monotonic()
     process.send_signal(signal.SIGINT)
-    ended(process, 130, within=10)
-    assert time.monotonic() - began < 2 and not list_checkpoints(folder / "twice" / "checkpoints")
+    wait_for_exit(process, 130, within=10)
+    assert time.monotonic() - start_time < 2 and not list_checkpoints(folder / "twice" / "checkpoints")
 
 
-def test_two_ranks_stopped_and_resumed_equal_an_uninterrupted_run(begin, folder, outcome):
+def test_two_ranks_stopped_and_resumed_equal_an_uninterrupted_run(launch, folder, outcome):
     """The uninterrupted run is started by torchrun as in the docs, the other by --gpus 2."""
-    typed = re.search(r"^torchrun --nproc-per-node 8 (.*) train .*$", (DOCS / "distributed.md").read_text(), re.M)
-    by = [*TORCHRUN, "--nproc-per-node", "2", *shlex.split(typed[1])]
-    assert "2 ranks" in ended(begin("straight2", by=by), 0)
-    process = begin("cut2", "--gpus", "2")
-    wait_for_step(folder / "cut2", 12, process)
+    documented = re.search(r"^torchrun --nproc-per-node 8 (.*) train .*$", (DOCS / "distributed.md").read_text(), re.M)
+    launcher = [*TORCHRUN, "--nproc-per-node", "2", *shlex.split(documented[1])]
+    assert "2 ranks" in wait_for_exit(launch("uninterrupted2", launcher=launcher), 0)
+    process = launch("stopped2", "--gpus", "2")
+    wait_for_step(folder / "stopped2", 12, process)
     process.send_signal(signal.SIGUSR1)
-    assert ended(process, 143).count("the state is saved") == 1, "only rank 0 prints"
-    newest = list_checkpoints(folder / "cut2" / "checkpoints")[-1]
+    assert wait_for_exit(process, 143).count("the state is saved") == 1, "only rank 0 prints"
+    newest = list_checkpoints(folder / "stopped2" / "checkpoints")[-1]
     assert 12 <= step_of(newest) < 2 * PER_EPOCH, "it was stopped mid-epoch"
-    shutil.copytree(folder / "cut2", folder / "alone")
-    ended(begin("cut2", "--resume", "auto", "--output-dir", "cut2", "--gpus", "2", new=False), 0)
-    check_equal(outcome, folder / "straight2", folder / "cut2")
-    ended(begin("alone", "--resume", "auto", "--output-dir", "alone", new=False), 0)  # one rank resumes a run of two
+    shutil.copytree(folder / "stopped2", folder / "alone")
+    wait_for_exit(launch("stopped2", "--resume", "auto", "--output-dir", "stopped2", "--gpus", "2", new=False), 0)
+    check_equal(outcome, folder / "uninterrupted2", folder / "stopped2")
+    # one rank resumes a run of two
+    wait_for_exit(launch("alone", "--resume", "auto", "--output-dir", "alone", new=False), 0)
     steps = [row["step"] for row in outcome(folder / "alone")[2] if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
 
@@ -159,16 +154,16 @@ def test_two_ranks_stopped_and_resumed_equal_an_uninterrupted_run(begin, folder,
 @pytest.mark.parametrize(
     "launcher, code, reason", [("gpus", 5, "rank 1 was killed by SIGKILL"), ("torchrun", 1, "SIGKILL")]
 )
-def test_if_a_rank_is_killed_the_other_exits_soon_and_says_why(launcher, code, reason, begin, folder):
+def test_if_a_rank_is_killed_the_other_exits_soon_with_the_reason(launcher, code, reason, launch, folder):
     run = folder / f"killed-{launcher}"
     if launcher == "gpus":
-        process = begin(run.name, "--gpus", "2")
+        process = launch(run.name, "--gpus", "2")
     else:
-        process = begin(run.name, by=[*TORCHRUN, "--nproc-per-node", "2", "-m", "dinocli"])
+        process = launch(run.name, launcher=[*TORCHRUN, "--nproc-per-node", "2", "-m", "dinocli"])
     wait_for_step(run, 4, process)
-    other, began = rank_of(process, 0), time.monotonic()
-    os.kill(rank_of(process, 1), signal.SIGKILL)
+    other, start_time = pid_of_rank(process, 0), time.monotonic()
+    os.kill(pid_of_rank(process, 1), signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
-    assert time.monotonic() - began < 60 and process.returncode == code, messages
+    assert time.monotonic() - start_time < 60 and process.returncode == code, messages
     assert reason in messages and not Path(f"/proc/{other}").exists()
     assert list_checkpoints(run / "checkpoints"), "saved checkpoints are kept"

@@ -10,7 +10,7 @@ from dinocore.train.run import report
 from dinocore.train.run.report import EXAMPLES
 
 
-def page_facts(run):
+def stored_examples(run):
     return json.loads((run / EXAMPLES).read_text())
 
 
@@ -27,7 +27,7 @@ def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     best = max(reversed(scores), key=lambda row: row["AP"])  # while AP is 0, the newest weights are the best
     assert (
         f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." in html
-        and page_facts(context.folder)["epoch"] == best["epoch"]
+        and stored_examples(context.folder)["epoch"] == best["epoch"]
     )
     charts = {}
     for text in re.findall(r'<script type="application/json">(.*?)</script>', html):
@@ -36,14 +36,14 @@ def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     losses = {line["name"]: line["y"] for line in charts["By stage"]["lines"]}
     assert losses["all"] == [float(f"{row['loss']:.6g}") for row in steps]
     parts = [name for name in losses if name != "all"]
-    assert all(abs(sum(losses[name][k] for name in parts) - all_) < 1e-3 for k, all_ in enumerate(losses["all"]))
+    assert all(abs(sum(losses[name][k] for name in parts) - total) < 1e-3 for k, total in enumerate(losses["all"]))
     names = [image["title"] for image in charts["gallery"]["images"]]
     assert names == [name.decode() for name in context.data.val.file_names]
     marks = [mark for image in charts["gallery"]["images"] for mark in image["marks"]]
     kinds = charts["gallery"]["kinds"]
     objects = [mark for mark in marks if kinds[mark[5]] in ("truth", "missed")]
     assert len(objects) == len(context.data.val.boxes), "every annotated object, found or missed"
-    assert len(marks) - len(objects) == len(page_facts(context.folder)["results"]) > 0
+    assert len(marks) - len(objects) == len(stored_examples(context.folder)["results"]) > 0
 
 
 @pytest.mark.slow

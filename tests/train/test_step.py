@@ -10,7 +10,7 @@ from dinocore.train.setup import resumed_state
 from dinocore.train.state import Progress
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"', "train.epochs=1")
+TINY = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"', "train.epochs=1")
 
 
 def test_progress_of_an_older_checkpoint_is_read_under_its_new_names():
@@ -19,8 +19,8 @@ def test_progress_of_an_older_checkpoint_is_read_under_its_new_names():
     assert progress == Progress(step=4, evals_since_best=2, skipped_steps=[3], best_ap=0.25)
 
 
-def test_a_checkpoint_whose_optimizer_is_sharded_is_refused_with_the_line_to_type(small_config, start, run_to_end):
-    config = small_config(*LITTLE)
+def test_a_checkpoint_with_a_sharded_optimizer_is_refused_with_the_command_to_use(small_config, start, run_to_end):
+    config = small_config(*TINY)
     context, state = start(config)
     run_to_end(context, state)
     newest = list_checkpoints(context.folder / "checkpoints")[-1]
@@ -31,7 +31,7 @@ def test_a_checkpoint_whose_optimizer_is_sharded_is_refused_with_the_line_to_typ
 
 def test_running_out_of_memory_during_the_update_does_not_repeat_the_step(small_config, start, monkeypatch):
     """The second step is not saved, because its weights may be updated in part."""
-    context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"', "train.save_every_steps=1"))
+    context, state = start(small_config(*TINY, 'train.on_out_of_memory="halve"', "train.save_every_steps=1"))
     steps = []
 
     def update(model):

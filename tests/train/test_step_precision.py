@@ -10,7 +10,7 @@ CONV = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1)
 
 
 @pytest.mark.parametrize(("preset", "pixels"), [("r50-4scale", 32), ("r50-5scale", 32), ("tiny", 32)])
-def test_a_map_of_one_column_is_halved_only_for_images_this_narrow(preset, pixels):
+def test_images_of_the_narrowest_width_have_a_map_of_one_column(preset, pixels):
     model = load_config(preset).model
     assert narrowest_width(model) == pixels
     columns = -(-pixels // max(model.feature_strides))
@@ -19,7 +19,7 @@ def test_a_map_of_one_column_is_halved_only_for_images_this_narrow(preset, pixel
     assert columns == 1
 
 
-def test_float32_fills_every_column_of_such_a_gradient():
+def test_float32_gradients_on_a_map_of_one_column_are_finite():
     images = torch.randn(1, 64, 42, 1)
     for _ in range(20):
         torch.full((CONV.weight.numel(),), float("nan"))  # NaN that may remain in freed memory

@@ -28,23 +28,23 @@ def log_all(run, tracker, rows, step=0, completed=True):
     """Log rows to one tracker, like a run that starts after `step`, and return the messages."""
     writers = sinks(run, load_config("tiny", [f"train.trackers={tracker}"]), step)
     logger = MetricsLogger(MetricsLog(run, Progress()), writers)
-    told = [text for row in rows for text in logger.add(row)]
+    messages = [text for row in rows for text in logger.add(row)]
     logger.close(completed)
-    return told + list(logger.problems())
+    return messages + list(logger.problems())
 
 
 @pytest.fixture(params=["folder", pytest.param("sqlite", marks=pytest.mark.slow)])
 def mlflow_client(request, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    kept = {"folder": (tmp_path / "mlruns").as_uri(), "sqlite": f"sqlite:///{tmp_path / 'mlflow.db'}"}
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", kept[request.param])
+    uris = {"folder": (tmp_path / "mlruns").as_uri(), "sqlite": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uris[request.param])
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(None)  # forget an earlier test's URI
     return mlflow.MlflowClient()
 
 
 def mlflow_runs(client):
-    (experiment,) = [one for one in client.search_experiments() if one.name == "dino"]
+    (experiment,) = [entry for entry in client.search_experiments() if entry.name == "dino"]
     return client.search_runs([experiment.experiment_id])
 
 
@@ -52,20 +52,20 @@ def test_mlflow_gets_settings_steps_and_evaluations(tmp_path, mlflow_client):
     run = tmp_path / "mine"
     run.mkdir()
     assert log_all(run, "mlflow", [*STEPS, EVALUATION]) == []
-    (found,) = mlflow_runs(mlflow_client)
-    assert found.info.run_name == "mine" and found.info.status == "FINISHED"
-    assert found.data.params["model.num_queries"] == str(load_config("tiny").model.num_queries)
-    losses = mlflow_client.get_metric_history(found.info.run_id, "train/loss")
-    assert [(one.step, one.value) for one in losses] == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert found.data.metrics["eval/AP"] == 0.25 and found.data.metrics["train/matching/box"] == 0.5
+    (mlflow_run,) = mlflow_runs(mlflow_client)
+    assert mlflow_run.info.run_name == "mine" and mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params["model.num_queries"] == str(load_config("tiny").model.num_queries)
+    losses = mlflow_client.get_metric_history(mlflow_run.info.run_id, "train/loss")
+    assert [(entry.step, entry.value) for entry in losses] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert mlflow_run.data.metrics["eval/AP"] == 0.25 and mlflow_run.data.metrics["train/matching/box"] == 0.5
 
 
 def test_a_resumed_training_continues_its_mlflow_run_and_a_new_one_does_not(tmp_path, mlflow_client):
     assert log_all(tmp_path, "mlflow", STEPS[:1], completed=False) == []
-    assert [found.info.status for found in mlflow_runs(mlflow_client)] == ["KILLED"]
+    assert [mlflow_run.info.status for mlflow_run in mlflow_runs(mlflow_client)] == ["KILLED"]
     assert log_all(tmp_path, "mlflow", STEPS[1:], step=1) == []
-    (found,) = mlflow_runs(mlflow_client)
-    assert len(mlflow_client.get_metric_history(found.info.run_id, "train/loss")) == 3
+    (mlflow_run,) = mlflow_runs(mlflow_client)
+    assert len(mlflow_client.get_metric_history(mlflow_run.info.run_id, "train/loss")) == 3
     assert log_all(tmp_path, "mlflow", STEPS) == []
     assert len(mlflow_runs(mlflow_client)) == 2
 
@@ -74,19 +74,19 @@ def wandb_records(file):
     """The records of a W&B session, stored for upload: protocol buffers in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
-    content, position, whole = file.read_bytes(), 7, b""
+    content, position, fragments = file.read_bytes(), 7, b""
     while position < len(content):
         if 32768 - position % 32768 < 7:  # the end of a block, too short for a header
             position += 32768 - position % 32768
             continue
         length, kind = struct.unpack_from("<HB", content, position + 4)
-        whole += content[position + 7 : position + 7 + length]
+        fragments += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # complete, or the last fragment
             record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
+            record.ParseFromString(fragments)
             yield record
-            whole = b""
+            fragments = b""
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def wandb(tmp_path, monkeypatch):
     module.teardown()
 
 
-def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_path, wandb, monkeypatch, capfd):
+def test_wandb_offline_stores_settings_and_rows_in_the_folder_of_the_run(tmp_path, wandb, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "mine"
     run.mkdir()
@@ -126,13 +126,13 @@ def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_pat
 
 
 def test_trackers_may_be_given_in_any_common_list_syntax():
-    def named(text):
+    def trackers(text):
         return load_config("tiny", [f"train.trackers={text}"]).train.trackers
 
-    assert named("wandb") == named('"wandb"') == named('["wandb"]') == ("wandb",)
-    assert named("wandb, mlflow") == ("wandb", "mlflow") and named("off") == named("[]") == ()
+    assert trackers("wandb") == trackers('"wandb"') == trackers('["wandb"]') == ("wandb",)
+    assert trackers("wandb, mlflow") == ("wandb", "mlflow") and trackers("off") == trackers("[]") == ()
     with pytest.raises(ConfigError, match=r"train.trackers\[0\]` = 'neptune' cannot be used; it must be 'auto'"):
-        named("neptune")
+        trackers("neptune")
     with pytest.warns(FutureWarning, match=r"train\.tensorboard is now called train\.trackers"):
         assert load_config("tiny", ["train.tensorboard=off"]).train.trackers == ()
 
@@ -153,15 +153,15 @@ def test_wandb_without_a_login_is_reported_before_any_work_without_a_prompt(wand
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("variable", "value", "expected"),
     [("WANDB_API_KEY", "short", "API key must have"), ("WANDB_MODE", "ofline", "Input should be 'online', 'offline'")],
 )
-def test_wandbs_own_errors_are_reported_in_one_line_before_any_work(wandb, monkeypatch, variable, value, says):
+def test_wandbs_own_errors_are_reported_in_one_line_before_any_work(wandb, monkeypatch, variable, value, expected):
     monkeypatch.setenv(variable, value)
     with pytest.raises(EnvironmentFault) as caught:
         check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
     message = str(caught.value)
-    assert says in message and "\n" not in message and "errors.pydantic.dev" not in message
+    assert expected in message and "\n" not in message and "errors.pydantic.dev" not in message
     assert caught.value.fix.startswith("wandb login --relogin, or WANDB_MODE=offline")
 
 
@@ -186,25 +186,25 @@ def test_an_automatic_tracker_that_cannot_be_imported_only_causes_a_warning(brok
     assert message.startswith("TensorBoard failed (TypeError: descriptors cannot be created directly)")
 
 
-def test_a_tracker_that_never_connected_is_not_said_to_miss_the_last_lines(tmp_path):
-    for_ever = threading.Event()
-    writer = BackgroundWriter("Far", lambda: for_ever.wait(60), patience=0.2)
+def test_a_tracker_that_never_connected_is_reported_as_such(tmp_path):
+    never_set = threading.Event()
+    writer = BackgroundWriter("Far", lambda: never_set.wait(60), patience=0.2)
     logger = MetricsLogger(MetricsLog(tmp_path, Progress()), [writer])
     assert list(logger.add(STEPS[0])) == []
     logger.close()
     assert list(logger.problems()) == ["Far has not connected after 0 s; it may miss this run's lines"]
-    for_ever.set()
+    never_set.set()
 
 
 def test_a_tracker_that_does_not_finish_is_abandoned_and_reported():
-    for_ever = threading.Event()
-    sink = SimpleNamespace(place="http://far", write=lambda row: None, close=lambda completed: for_ever.wait(60))
+    never_set = threading.Event()
+    sink = SimpleNamespace(place="http://far", write=lambda row: None, close=lambda completed: never_set.wait(60))
     writer = BackgroundWriter("Far", lambda: sink, patience=0.2)
     assert writer.started.wait(5) and str(writer) == "Far (http://far)"
     writer.add({"step": 1})
     writer.close()
     assert writer.problem() == "Far did not finish after 0 s; it may miss the last lines"
-    for_ever.set()
+    never_set.set()
 
 
 def test_a_tracker_that_cannot_connect_is_reported_before_the_first_step(small_config, start, monkeypatch):

@@ -34,23 +34,23 @@ def main(data: str, out: Path, chunk: int) -> None:
     config = load_config("r50-4scale", [*SETTINGS, f'data.path="{data}"', f"train.micro_batch_size={chunk}"])
     device = torch.device("cpu")
     with process_group(device) as group:
-        found = open_dataset(config.data)
-        state = fresh_state(config, found.train.categories, device, group)
-        context = RunContext(config, found, out.parent, device, group=group)
+        dataset = open_dataset(config.data)
+        state = fresh_state(config, dataset.train.categories, device, group)
+        context = RunContext(config, dataset, out.parent, device, group=group)
         state.progress.due_evaluation = state.progress.step = 1
-        (told,) = [event for event in evaluate(context, state, NoLogger()) if isinstance(event, Evaluated)]
+        (evaluated,) = [event for event in evaluate(context, state, NoLogger()) if isinstance(event, Evaluated)]
         state.model.double()
         state.wrapped = wrap(state.model, group)
-        batches = next(step_batches(found.train, config, device, group, 1, 1))
+        batches = next(step_batches(dataset.train, config, device, group, 1, 1))
         grads = {}
-        named = [(name, p) for name, p in state.model.named_parameters() if p.requires_grad]
+        parameters = [(name, p) for name, p in state.model.named_parameters() if p.requires_grad]
         state.optimizer.register_step_pre_hook(
-            lambda *_: grads.update((name, None if p.grad is None else p.grad.clone()) for name, p in named)
+            lambda *_: grads.update((name, None if p.grad is None else p.grad.clone()) for name, p in parameters)
         )
         numbers = train_step(state, batches.micro_batches, batches.num_boxes, config, group, batches.num_denoised)
         missing = [name for name, grad in grads.items() if grad is None]
         if group.main:
-            torch.save({"grads": grads, "missing": missing, "numbers": numbers, "ap": told.metrics.summary}, out)
+            torch.save({"grads": grads, "missing": missing, "numbers": numbers, "ap": evaluated.metrics.summary}, out)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def make_detector() -> Callable[..., Detector]:
         if isinstance(module, MSDeformAttn):  # so that they depend on the query, as after training
             torch.nn.init.normal_(module.offsets.weight, std=0.3)
             torch.nn.init.normal_(module.weights.weight, std=0.3)
-    names = [Category(k, f"class {k}") for k in range(config.model.num_classes)]
+    categories = [Category(k, f"class {k}") for k in range(config.model.num_classes)]
 
     def make(edit: Callable[[DINO], None] | None = None) -> Detector:
         changed = copy.deepcopy(model)
@@ -45,7 +45,7 @@ def make_detector() -> Callable[..., Detector]:
             torch.manual_seed(1)
             with torch.no_grad():
                 edit(changed)
-        return Detector(changed, config, names, torch.device("cpu"), "off")
+        return Detector(changed, config, categories, torch.device("cpu"), "off")
 
     return make
 
@@ -59,21 +59,21 @@ def detector(make_detector) -> Detector:
 @pytest.fixture
 def visit(browser, tmp_path):
     """A function that opens a page from disk; console messages, errors, dialogs and requests fail the test."""
-    troubles, contexts = [], []
+    problems, contexts = [], []
 
     def open_(page, width=1280, scheme="light"):
         file = tmp_path / "report.html"
         file.write_text(render_page(page), encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         tab = contexts[-1].new_page()
-        tab.on("console", lambda message: troubles.append(message.text))
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda request: request.url.startswith(("data:", "file://")) or troubles.append(request.url))
+        tab.on("console", lambda message: problems.append(message.text))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: request.url.startswith(("data:", "file://")) or problems.append(request.url))
         tab.goto(file.as_uri())
         return tab
 
     yield open_
     for context in contexts:
         context.close()
-    assert troubles == []
+    assert problems == []

@@ -27,7 +27,7 @@ def mask(num_groups: int, *num_objects: int) -> MaskView:
     return mask_of(model_config(f"denoising.num_groups={num_groups}"), num_objects)
 
 
-def test_a_positive_in_words():
+def test_a_positive_query_is_explained():
     assert to_lines(explain(mask(2, 2, 1), 1)) == [
         "query 1: a positive of denoising group 0",
         "  image 0: a noisy copy of object 1, which it must recover",
@@ -42,17 +42,17 @@ def test_a_positive_in_words():
     ]
 
 
-def test_a_negative_and_a_matching_query():
+def test_a_negative_and_a_matching_query_are_explained():
     view = mask(2, 2)
     assert to_lines(explain(view, 7))[1] == (
         '  image 0: a copy of object 1 with too much noise, so it must predict "no object"'
     )
-    found = explain(view, 8)
-    assert (found.kind, found.group, found.images) == ("matching", None, [])
-    assert [(s.may, s.queries) for s in found.sights] == [(True, [[8, 908]]), (False, [[0, 8]])]
+    explanation = explain(view, 8)
+    assert (explanation.kind, explanation.group, explanation.images) == ("matching", None, [])
+    assert [(s.may, s.queries) for s in explanation.sights] == [(True, [[8, 908]]), (False, [[0, 8]])]
 
 
-def test_every_row_says_exactly_what_the_mask_has():
+def test_explanations_equal_the_mask_for_every_query():
     view = mask(3, 2, 1)
     for query in range(len(view.blocked)):
         row = torch.full((len(view.blocked),), -1)
@@ -63,7 +63,7 @@ def test_every_row_says_exactly_what_the_mask_has():
         assert row.equal(view.blocked[query].long())
 
 
-def test_the_object_is_the_one_that_the_denoiser_drew():
+def test_the_explained_object_is_the_one_that_the_denoiser_selected():
     """Two of three objects take part; without noise, positives equal the objects that they are copies of."""
     config = model_config("denoising.num_groups=2", "denoising.max_queries=8", "denoising.box_noise=0.0")
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.3, 0.3]])
@@ -77,7 +77,7 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
     assert noise.target_index[noise.match.image, noise.match.query].equal(noise.match.target)
 
 
-def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
+def test_the_explanation_reports_a_mask_that_violates_the_rule(monkeypatch):
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
     shown = "\n".join(to_lines(explain(mask(2, 1), 0)))
     assert "may NOT attend to its own group, 1 query (0): so the model's mask says, which violates DINO's rule" in shown
@@ -91,11 +91,11 @@ def test_an_unknown_query_is_refused():
 
 
 @pytest.mark.parametrize(
-    "view_of", [lambda: mask(2, 2, 1), lambda: mask(33, 3), lambda: mask(1, 300), lambda: mask(0, 3)]
+    "make_view", [lambda: mask(2, 2, 1), lambda: mask(33, 3), lambda: mask(1, 300), lambda: mask(0, 3)]
 )
-def test_svg_has_the_pixels_of_the_png(view_of):
+def test_svg_has_the_pixels_of_the_png(make_view):
     """The filled rectangles of the SVG, painted in order, give the PNG's colours along each row."""
-    view = view_of()
+    view = make_view()
     root = ElementTree.fromstring(draw_svg(view))
     light = root.find(f"{SVG}style").text.split("@media")[0]
     colors = dict(re.findall(r"\.f(\w+) \{ fill: #(\w+) \}", light))
@@ -116,18 +116,18 @@ def test_svg_has_the_pixels_of_the_png(view_of):
         assert lines.float().mean() < 0.1
 
 
-def test_svg_explains_each_row_to_pointer_and_keyboard():
+def test_each_row_of_the_svg_is_explained_for_pointer_and_keyboard():
     view = mask(2, 2, 1)
     root = ElementTree.fromstring(draw_svg(view))
     spots = [spot for spot in root.iter(f"{SVG}g") if spot.get("class") == "spot"]
     assert len(spots) == 8 + 1 and all(spot.get("tabindex") == "0" for spot in spots)
     shown = ["".join(text.text for text in spot.iter(f"{SVG}text")) for spot in spots]
     assert shown[0].startswith("query 0: a positive of denoising group 0") and "900 matching queries" in shown[-1]
-    whole = " ".join(" ".join(to_lines(explain(view, 3))).split())
-    assert " ".join(" ".join(text.text for text in spots[3].iter(f"{SVG}text")).split()) == whole
+    expected = " ".join(" ".join(to_lines(explain(view, 3))).split())
+    assert " ".join(" ".join(text.text for text in spots[3].iter(f"{SVG}text")).split()) == expected
 
 
-def test_names_cannot_become_markup():
+def test_names_are_escaped():
     config = model_config("denoising.num_groups=2")
     evil = '<script>alert(1)</script>&"'
     target = Target(torch.tensor([0]), torch.full((1, 4), 0.5), seed=0)
@@ -138,32 +138,32 @@ def test_names_cannot_become_markup():
     ElementTree.fromstring(draw_svg(view))
 
 
-def test_html_needs_nothing_else():
+def test_html_loads_no_other_files():
     page = render_mask(mask(2, 2, 1))
     assert page.startswith("<!doctype html>") and not re.search(r"(src|href)=\"(http|//)|@import|url\(", page)
     assert page.count('class="spot"') == 9 and "prefers-color-scheme: dark" in page
     assert len(render_mask(mask(100, 100)).encode()) < 2_000_000
 
 
-def test_json_of_a_query_is_what_the_words_say():
-    answer = to_json(explain(mask(2, 2, 1), 1))
-    assert answer["images"][0] == {"image": 0, "file": None, "object": 1, "label": None, "must_answer": "the object"}
-    assert answer["images"][1]["object"] is None and answer["images"][1]["must_answer"] == "no object"
-    assert answer["seen_by"] == [[0, 4]] and len(answer["sights"]) == 3
+def test_the_json_of_a_query_equals_its_explanation():
+    data = to_json(explain(mask(2, 2, 1), 1))
+    assert data["images"][0] == {"image": 0, "file": None, "object": 1, "label": None, "must_answer": "the object"}
+    assert data["images"][1]["object"] is None and data["images"][1]["must_answer"] == "no object"
+    assert data["seen_by"] == [[0, 4]] and len(data["sights"]) == 3
 
 
-def test_the_drawing_follows_the_mask(monkeypatch):
+def test_the_drawing_changes_with_the_mask(monkeypatch):
     before = draw_mask(mask(2, 1)).shapes
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
     assert draw_mask(mask(2, 1)).shapes != before
 
 
-def test_every_rule_of_the_svg_is_for_the_drawing_and_its_theme_alone():
+def test_style_rules_of_the_svg_apply_only_to_the_drawing_and_its_theme():
     """The page around it has its own styles, and rules for dark mode must not apply in a light page."""
     style = ElementTree.fromstring(draw_svg(mask(2, 2, 1))).find(f"{SVG}style").text
     selectors = re.findall(r"([^{}]+)\{[^{}]*\}", re.sub(r"@media[^{]*\{", "", style).replace("}\n}", "}"))
     assert len(selectors) > 20 and all("svg.sheet" in selector for selector in selectors)
-    assert all("svg.sheet" in one for selector in selectors for one in re.split(r",(?![^()]*\))", selector))
+    assert all("svg.sheet" in part for selector in selectors for part in re.split(r",(?![^()]*\))", selector))
     for theme in re.findall(r"@media[^{]*\{(.*?)\n\}", style, re.DOTALL):
         rules = theme.strip().splitlines()
         assert rules and all(re.match(r":(is\(svg\.sheet:root|root\[data-theme)", rule) for rule in rules)
@@ -171,10 +171,10 @@ def test_every_rule_of_the_svg_is_for_the_drawing_and_its_theme_alone():
 
 
 @pytest.mark.parametrize("objects", [(2, 2, 1), (100, 1)])
-def test_the_legends_padding_looks_like_padding(objects):
+def test_padding_in_the_legend_is_drawn_as_in_the_mask(objects):
     shapes = draw_mask(mask(3, *objects)).shapes
     crosses = [shape for shape in shapes if isinstance(shape, Line) and shape.width == 2]
     (text,) = [shape for shape in shapes if isinstance(shape, Text) and shape.text.startswith("a padding slot")]
-    beside = [line for line in crosses if abs((line.y0 + line.y1) / 2 - text.y) < 5 and line.x1 < text.x]
-    assert len(beside) == (2 if len(crosses) > len(beside) else 0), "crossed out if the strips are"
-    assert (len(beside) == 2) == (objects == (2, 2, 1))
+    near_text = [line for line in crosses if abs((line.y0 + line.y1) / 2 - text.y) < 5 and line.x1 < text.x]
+    assert len(near_text) == (2 if len(crosses) > len(near_text) else 0), "crossed out if the strips are"
+    assert (len(near_text) == 2) == (objects == (2, 2, 1))

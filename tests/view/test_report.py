@@ -39,18 +39,18 @@ MARKS = [
 ]  # fmt: skip
 
 
-def image(title="a.jpg", marks=MARKS, size=(120, 90)):
+def make_image(title="a.jpg", marks=MARKS, size=(120, 90)):
     ramp = np.linspace(40, 220, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
     return MarkedImage(title, Image.fromarray(ramp.astype(np.uint8)), marks)
 
 
-def page_of(*parts):
+def make_page(*parts):
     return Page(f"report {EVIL}", EVIL, [Section(f"section {EVIL}", parts, EVIL), Section("end", [])])
 
 
 def full_page():
     rows = [["b", 0.5, 3], ["a", 0.25, 20], [EVIL, None, 100]]
-    return page_of(
+    return make_page(
         Facts("facts", {EVIL: EVIL, "yes": True, "none": None, "share": 0.123456}, EVIL),
         Table("table", ["class", "AP", EVIL], rows, EVIL),
         Chart(
@@ -58,28 +58,28 @@ def full_page():
         ),
         Matrix("matrix", ["cat", EVIL], ["cat", EVIL], [[5, 1], [0, 7]], "annotated", "found"),
         Drawing("drawing", '<svg viewBox="0 0 2000 50" width="2000" height="50"><rect width="99" height="9"/></svg>'),
-        Gallery("gallery", [image(f"{EVIL}.jpg"), image("b\udc80.jpg", [])], text=EVIL),
+        Gallery("gallery", [make_image(f"{EVIL}.jpg"), make_image("b\udc80.jpg", [])], text=EVIL),
     )
 
 
-def embedded(html):
+def embedded_json(html):
     return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html)]
 
 
 # the text
 
 
-def test_names_are_escaped_everywhere_and_the_data_still_holds_them():
+def test_names_are_escaped_everywhere_and_unchanged_in_the_data():
     html = render_page(full_page())
     assert EVIL not in html and "<script>" not in html and "<img src=x" not in html
     assert html.count("<script") == html.count("</script>") == 3, "for the chart, the gallery and the page"
-    chart, gallery = embedded(html)
+    chart, gallery = embedded_json(html)
     assert chart["lines"][1]["name"] == EVIL and EVIL in gallery["labels"]
     html.encode("utf-8")
     assert "b\\udc80.jpg" in html
 
 
-def test_the_policy_lets_in_our_script_alone():
+def test_the_content_security_policy_allows_only_our_script():
     html = render_page(full_page())
     script = re.search(r'<script id="script">(.*?)</script>', html, re.DOTALL)
     assert script
@@ -88,48 +88,50 @@ def test_the_policy_lets_in_our_script_alone():
     assert not re.search(r"\bon\w+=\"|(src|href)=\"(?!data:|#)|@import|url\(", html)
 
 
-def test_numbers_are_shown_short_and_kept_whole():
-    shares = render_page(page_of(Table("", ["AP"], [[0.5], [-0.00004], [None]])))
-    assert 'data-v="0.5">0.5000</td>' in shares and 'data-v="-4e-05">-0.0000</td>' in shares
-    html = render_page(page_of(Table("", ["AP"], [[0.123456789], [12345], [float("nan")]])))
+def test_numbers_are_rounded_for_display_and_exact_in_the_data():
+    html_of_fractions = render_page(make_page(Table("", ["AP"], [[0.5], [-0.00004], [None]])))
+    assert 'data-v="0.5">0.5000</td>' in html_of_fractions and 'data-v="-4e-05">-0.0000</td>' in html_of_fractions
+    html = render_page(make_page(Table("", ["AP"], [[0.123456789], [12345], [float("nan")]])))
     assert '<td class="n" data-v="0.123456789">0.1235</td>' in html and ">12345</td>" in html and ">–</td>" in html  # noqa: RUF001
-    assert '"y":[1.0,null]' in render_page(page_of(Chart("", "", "", [Curve("a", [1, 2], [1, float("inf")])])))
+    assert '"y":[1.0,null]' in render_page(make_page(Chart("", "", "", [Curve("a", [1, 2], [1, float("inf")])])))
 
 
-def test_images_share_what_room_there_is():
+def test_images_are_shrunk_to_limit_the_size_of_the_page():
     noise = np.random.default_rng(0).integers(0, 256, (100, 240, 320, 3), dtype=np.uint8)
     marks = [Mark((1, 2, 30, 40), "cell", "found", 0.5)] * 100
     images = [MarkedImage(f"{n}.jpg", Image.fromarray(pixels), marks) for n, pixels in enumerate(noise)]
-    html = render_page(page_of(Gallery("noise, which JPEG keeps worst", images)))
-    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
-    assert len(found) == 100 and 3_000_000 < len(html.encode()) < 5_000_000
-    sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in found}
+    html = render_page(make_page(Gallery("noise, which JPEG keeps worst", images)))
+    encoded = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert len(encoded) == 100 and 3_000_000 < len(html.encode()) < 5_000_000
+    sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in encoded}
     assert len(sizes) == 1 and 100 < sizes.pop()[0] < 320, "of equal size, and no smaller than necessary"
     assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the original image"
 
 
-def test_a_shrunk_image_keeps_its_boxes_where_they_were():
+def test_boxes_are_scaled_with_a_shrunk_image():
     small = shrink(MarkedImage("", Image.new("RGB", (400, 200)), [Mark((100, 50, 200, 100), "", "truth")]), 100)
     assert small.image.size == (100, 50) and list(small.marks[0].xyxy) == [25, 12.5, 50, 25]
 
 
-def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
+def test_the_box_with_the_highest_score_gets_the_object_and_others_are_wrong():
     boxes = np.array([[0, 0, 10, 10], [20, 0, 10, 10], [50, 50, 40, 40.0]])  # x y width height
-    image = Annotations(
+    annotations = Annotations(
         Path(), Path(), [Category(0, "a"), Category(1, "b")], np.array([7]), np.array([b"7.jpg"]),
         np.array([[100, 100]]), np.array([0, 3]), boxes, np.array([0, 1, 0]), boxes[:, 2:].prod(1),
         np.array([False, False, True]), [],
     )  # fmt: skip
-    found = zip([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 10, 10], [60, 60, 10, 10]], [0.9, 0.8, 0.7, 0.6], strict=True)
-    rows = [{"image_id": 7, "category_id": 0, "bbox": box, "score": score} for box, score in found]
-    shown = [(mark.kind, mark.label, mark.score) for mark in image_marks(match(image, rows), 7)]
-    assert shown == [
+    detections = zip(
+        [[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 10, 10], [60, 60, 10, 10]], [0.9, 0.8, 0.7, 0.6], strict=True
+    )
+    rows = [{"image_id": 7, "category_id": 0, "bbox": box, "score": score} for box, score in detections]
+    marks = [(mark.kind, mark.label, mark.score) for mark in image_marks(match(annotations, rows), 7)]
+    assert marks == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last detection lies in a crowd and is ignored"  # fmt: skip
-    assert [mark.kind for mark in image_marks(match(image, []), 7)] == ["missed", "missed"]
+    assert [mark.kind for mark in image_marks(match(annotations, []), 7)] == ["missed", "missed"]
 
 
-def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
+def test_the_report_of_a_run_shows_the_numbers_of_its_log(tmp_path):
     steps = [
         {"step": n, "epoch": 1 + n // 500, "loss": 3.0, "matching/label": 1.0, "matching/box": 2.0, "grad_norm": None,
          "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1, "memory_mb": 900}
@@ -145,23 +147,23 @@ def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
     assert "Best AP 0.4321 after epoch 1" in page.subtitle
     html = render_page(page)
     assert 'data-v="0.4321"' in html and re.search(r">train\.lr</td><td[^>]*>0\.0001</td>", html)
-    charts = {chart["title"]: {line["name"]: line for line in chart["lines"]} for chart in embedded(html)}
+    charts = {chart["title"]: {line["name"]: line for line in chart["lines"]} for chart in embedded_json(html)}
     assert charts["By IoU threshold"]["AP"]["y"] == [0.4321, 0.4]
     assert charts["By object size"]["small"]["y"] == [None, None]
     assert set(charts["By stage"]) == {"all", "matching"} and set(charts["By term"]) == {"all", "class", "box (L1)"}
-    whole = charts["By stage"]["all"]
-    assert len(whole["x"]) == 300 and whole["x"][-1] == 900 and set(whole["y"]) == {3.0}
+    curve = charts["By stage"]["all"]
+    assert len(curve["x"]) == 300 and curve["x"][-1] == 900 and set(curve["y"]) == {3.0}
 
 
-def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_to_the_loss(tmp_path):
+def test_curves_include_unknown_stages_and_terms_and_add_up_to_the_loss(tmp_path):
     parts = {"matching/label": 1.0, "matching/box": 2.0, "extra/label": 0.5, "matching/l7_novelty": 0.25}
     rows = [{"step": n, "epoch": 1, "loss": 3.75, "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1, "memory_mb": 9,
              "grad_norm": 1.0} | parts for n in (1, 2, 3)]  # fmt: skip
     log = tmp_path / "metrics.jsonl"
     log.write_text("\n".join(map(json.dumps, rows)))
-    shown = RunFacts("runs/x", {}, {}, {}, [], 0)
+    facts = RunFacts("runs/x", {}, {}, {}, [], 0)
     charts = {chart["title"]: {line["name"]: line["y"] for line in chart["lines"]}
-              for chart in embedded(render_page(training_page(log, shown)))}  # fmt: skip
+              for chart in embedded_json(render_page(training_page(log, facts)))}  # fmt: skip
     assert charts["By stage"] == {"all": [3.75] * 3, "matching": [3.25] * 3, "extra": [0.5] * 3}
     assert charts["By term"]["l7_novelty"] == [0.25] * 3 and charts["By term"]["class"] == [1.5] * 3
     assert len(charts["Each term of each stage"]) == len(parts)
@@ -170,7 +172,7 @@ def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_t
     assert draw_curves(log).tobytes() != with_all
 
 
-def test_curves_terminal_and_report_call_the_first_stage_the_same(tmp_path, monkeypatch):
+def test_curves_terminal_and_report_use_the_same_name_for_the_first_stage(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("dinocore.draw.curves._plot", lambda image, left, title, curves, top: drawn.extend(curves))
     log = tmp_path / "metrics.jsonl"
@@ -179,13 +181,13 @@ def test_curves_terminal_and_report_call_the_first_stage_the_same(tmp_path, monk
     assert "first stage" in [curve.name for curve in drawn] and "first stage" in loss_parts({"proposals/box": 1.0})
 
 
-def test_a_training_report_of_one_image_and_one_step_speaks_in_the_singular(tmp_path):
+def test_a_training_report_of_one_image_and_one_step_uses_the_singular(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text(json.dumps({"step": 1, "epoch": 1, "loss": 1.0, "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1,
                                "memory_mb": 9, "grad_norm": 1.0, "matching/label": 1.0}) + "\n")  # fmt: skip
-    page = training_page(log, RunFacts("runs/x", {}, {}, {}, [image()], 1))
-    where = "In 1 validation image, the model after epoch 1"
-    assert page.headline == f"{where} finds 1 of 2 objects at threshold 0.60, with 0 false alarms."
+    page = training_page(log, RunFacts("runs/x", {}, {}, {}, [make_image()], 1))
+    beginning = "In 1 validation image, the model after epoch 1"
+    assert page.headline == f"{beginning} finds 1 of 2 objects at threshold 0.60, with 0 false alarms."
     html = render_page(page)
     assert "1 validation image, evenly spaced" in html and "1 step, epoch 1." in html
 
@@ -198,7 +200,7 @@ def column(tab, number):
 
 
 @pytest.mark.slow
-def test_facts_stand_in_two_columns_on_a_phone(visit):
+def test_facts_are_in_two_columns_on_a_phone(visit):
     tab = visit(Page("x", "", [Section("", [Facts("", dict.fromkeys(("AP", "AP50", "AP75", "APs"), "0.1234"))])]))
     tab.set_viewport_size({"width": 390, "height": 844})
     tops = tab.evaluate("[...document.querySelectorAll('.facts div')].map(e => e.getBoundingClientRect().top)")
@@ -206,7 +208,7 @@ def test_facts_stand_in_two_columns_on_a_phone(visit):
 
 
 @pytest.mark.slow
-def test_names_do_nothing_in_the_page_and_are_read_as_they_are(visit):
+def test_names_are_not_executed_and_shown_unchanged(visit):
     tab = visit(full_page())
     tab.locator(".open").first.click()
     tab.wait_for_timeout(200)
@@ -216,7 +218,7 @@ def test_names_do_nothing_in_the_page_and_are_read_as_they_are(visit):
 
 
 @pytest.mark.slow
-def test_the_policy_stops_what_an_escape_would_have_missed(visit, tmp_path):
+def test_the_content_security_policy_blocks_injected_scripts(visit, tmp_path):
     html = render_page(full_page()).replace("<main>", "<main><script>window.pwned = 1</script>")
     file = tmp_path / "pierced.html"
     file.write_text(html, encoding="utf-8")
@@ -225,7 +227,7 @@ def test_the_policy_stops_what_an_escape_would_have_missed(visit, tmp_path):
     assert tab.evaluate("window.pwned") is None and tab.locator(".chart svg path").count() > 0
 
 
-def test_the_box_whose_score_is_the_threshold_is_above_it_in_the_page():
+def test_a_score_equal_to_the_threshold_is_not_below_it_in_the_page():
     score = 0.241549999  # below the threshold if rounded to four digits
     image = MarkedImage("a", Image.new("RGB", (20, 20)), [Mark((1, 1, 9, 9), "cat", "found", score)])
     data = _gallery_data(Gallery("Found", [image], threshold=score))
@@ -259,8 +261,8 @@ def test_the_threshold_redraws_boxes_and_counts_them(visit):
 
 
 @pytest.mark.slow
-def test_a_flat_box_is_seen(visit):
-    tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 45), "", "truth")])])))
+def test_a_flat_box_is_visible(visit):
+    tab = visit(make_page(Gallery("", [make_image(marks=[Mark((20, 45, 100, 45), "", "truth")])])))
     tab.locator("figure").scroll_into_view_if_needed()
     tab.wait_for_timeout(100)
     tab.locator("figure .halo").evaluate("e => e.remove()")
@@ -270,9 +272,11 @@ def test_a_flat_box_is_seen(visit):
 
 
 @pytest.mark.slow
-def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_processed(visit):
+def test_a_long_label_is_shortened_and_shown_in_full_when_selected(visit):
     name = "neutrophilic segmented granulocyte"
-    tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 70), name, "found", 0.53)], size=(480, 360))])))
+    tab = visit(
+        make_page(Gallery("", [make_image(marks=[Mark((20, 45, 100, 70), name, "found", 0.53)], size=(480, 360))]))
+    )
     tab.locator("figure").scroll_into_view_if_needed()
     tab.wait_for_timeout(100)
     label = tab.locator("figure .marks text").text_content()
@@ -311,7 +315,7 @@ def test_a_table_is_sorted_by_mouse_and_by_keyboard(visit):
 
 
 @pytest.mark.slow
-def test_curves_and_matrices_tell_their_values(visit):
+def test_curves_and_matrices_show_their_values(visit):
     tab = visit(full_page())
     chart, tip = tab.locator(".chart svg[tabindex]"), tab.locator(".tip")
     chart.hover(position={"x": 60, "y": 100})

@@ -21,7 +21,7 @@ def detection(label, score, box):
 
 
 @pytest.fixture
-def found(tmp_path, monkeypatch):
+def results(tmp_path, monkeypatch):
     """Two images: one with a name that needs escaping in URLs and XML and a full-size box, one without objects."""
     monkeypatch.chdir(tmp_path)
     for name in ("a & b/x é.jpg", "y.jpg"):
@@ -31,8 +31,8 @@ def found(tmp_path, monkeypatch):
     return [ImageResult("a & b/x é.jpg", 64, 48, boxes), ImageResult("y.jpg", 64, 48, [])]
 
 
-def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(found, tmp_path):
-    assert write_detections(found, CATEGORIES, "fiftyone", Path("fo.json")) == [Path("fo.json")]
+def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(results, tmp_path):
+    assert write_detections(results, CATEGORIES, "fiftyone", Path("fo.json")) == [Path("fo.json")]
     content = json.loads(Path("fo.json").read_text())
     assert content["classes"] == NAMES, "each name appears once"
     first, second = content["labels"].items()
@@ -41,8 +41,8 @@ def test_fiftyone_gets_absolute_files_and_boxes_as_fractions(found, tmp_path):
     assert first[1][1]["bounding_box"] == pytest.approx([63.99 / 64, 0.25, 0.01 / 64, 0.5], abs=1e-7)
 
 
-def test_label_studio_gets_tasks_and_the_interface_that_they_belong_to(found, tmp_path):
-    written = write_detections(found, CATEGORIES, "labelstudio", Path("tasks.json"))
+def test_label_studio_gets_tasks_and_the_interface_that_they_belong_to(results, tmp_path):
+    written = write_detections(results, CATEGORIES, "labelstudio", Path("tasks.json"))
     assert written == [Path("tasks.json"), Path("tasks.label_config.xml")]
     tasks, view = json.loads(Path("tasks.json").read_text()), ElementTree.parse(written[1])
     address = tasks[0]["data"]["image"]
@@ -62,9 +62,9 @@ def test_label_studio_gets_tasks_and_the_interface_that_they_belong_to(found, tm
 
 
 @pytest.mark.filterwarnings("default")
-def test_fiftyone_itself_reads_the_file(found, tmp_path):
+def test_fiftyone_itself_reads_the_file(results, tmp_path):
     data = pytest.importorskip("fiftyone.utils.data", exc_type=ImportError)
-    write_detections(found, CATEGORIES, "fiftyone", Path("fo.json"))
+    write_detections(results, CATEGORIES, "fiftyone", Path("fo.json"))
     with data.FiftyOneImageDetectionDatasetImporter(labels_path="fo.json") as importer:
         rows = {path: [(d.label, d.confidence) for d in labels.detections] for path, _, labels in importer}
         assert importer.get_dataset_info() == {"classes": NAMES}
@@ -72,26 +72,28 @@ def test_fiftyone_itself_reads_the_file(found, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_label_studio_itself_accepts_the_predictions(found):
+def test_label_studio_itself_accepts_the_predictions(results):
     tools = pytest.importorskip("label_studio_sdk.label_interface", exc_type=ImportError)
-    _, config = write_detections(found, CATEGORIES, "labelstudio", Path("tasks.json"))
+    _, config = write_detections(results, CATEGORIES, "labelstudio", Path("tasks.json"))
     interface = tools.LabelInterface(config.read_text())
     interface.validate()
-    predictions = [one for task in json.loads(Path("tasks.json").read_text()) for one in task["predictions"]]
-    assert [interface.validate_prediction(one, return_errors=True) for one in predictions] == [[], []]
+    predictions = [
+        prediction for task in json.loads(Path("tasks.json").read_text()) for prediction in task["predictions"]
+    ]
+    assert [interface.validate_prediction(prediction, return_errors=True) for prediction in predictions] == [[], []]
     predictions[0]["result"][0]["value"]["width"] = 140
     assert interface.validate_prediction(predictions[0], return_errors=True), "the validation detects errors"
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_file_whose_name_is_no_utf8_is_written_and_read_back(found, kind):
+def test_a_file_name_that_is_not_utf8_is_written_and_read_back(results, kind):
     latin = os.fsdecode(b"caf\xe9.jpg")
-    found = [found[0]._replace(file=latin), found[1]]
+    results = [results[0]._replace(file=latin), results[1]]
     out = Path("out" if kind in FOLDERS else f"out.{kind}" if kind in ("jsonl", "csv") else "out.json")
-    for file in write_detections(found, CATEGORIES, kind, out):
+    for file in write_detections(results, CATEGORIES, kind, out):
         texts = [path.read_text("utf-8") for path in ([*file.iterdir()] if file.is_dir() else [file])]
         assert any(texts), "UTF-8, and not empty"
     if kind in ("json", "jsonl"):
-        assert read_detections(out) == found
+        assert read_detections(out) == results
     elif kind == "coco":
         assert json.loads(out.read_bytes())["images"][0]["file_name"] == latin

@@ -28,10 +28,10 @@ for name in ("torch", "dinocore"):
         __import__(name)
     except ImportError:
         continue
-    raise SystemExit(f"{name} is here")
+    raise SystemExit(f"{name} is installed")
 detector = ExportedDetector(sys.argv[1])
-found = [detector(path, 0.0) for path in sys.argv[2:]] + detector.detect(sys.argv[2:], 0.0)
-print(json.dumps([[x.tolist() for x in row] for row in found]))
+results = [detector(path, 0.0) for path in sys.argv[2:]] + detector.detect(sys.argv[2:], 0.0)
+print(json.dumps([[x.tolist() for x in row] for row in results]))
 """
 
 
@@ -49,7 +49,7 @@ def fresh_environment(folder: Path, packages: list[str]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="links")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
 @pytest.mark.parametrize("format", PACKAGES)
 def test_a_copied_runtime_gives_the_same_results_without_torch(tmp_path, write_onnx, format):
     file = write_onnx()
@@ -66,13 +66,13 @@ def test_a_copied_runtime_gives_the_same_results_without_torch(tmp_path, write_o
     (tmp_path / "service").mkdir()
     (tmp_path / "service/runtime.py").write_text(Path(runtime.__file__).read_text())
     python = fresh_environment(tmp_path, PACKAGES[format])
-    done = subprocess.run(
+    result = subprocess.run(
         [python, "-c", SCRIPT, file, *images], cwd=tmp_path / "service", capture_output=True, text=True, env={}
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     detector = ExportedDetector(file)
     expected = [detector(path, 0.0) for path in images] * 2
-    for got, want in zip(json.loads(done.stdout), expected, strict=True):
-        assert len(want.labels)
-        for one, other in zip(got, want, strict=True):
-            assert np.array(one) == pytest.approx(other, abs=1e-4)
+    for actual, row in zip(json.loads(result.stdout), expected, strict=True):
+        assert len(row.labels)
+        for ours, reference in zip(actual, row, strict=True):
+            assert np.array(ours) == pytest.approx(reference, abs=1e-4)
