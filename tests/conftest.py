@@ -32,7 +32,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
-TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 30)]}
+TWO_IMAGES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 30)]}
 
 
 def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], categories: dict[int, str]) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], catego
         "images": [{"id": i, "file_name": f"{i:04d}.png", "width": size[0], "height": size[1]} for i in objects],
         "categories": [{"id": i, "name": name, "supercategory": "shape"} for i, name in categories.items()],
         "annotations": [
-            {"id": n, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            for n, (image, kind, *box) in enumerate(rows, start=1)
+            {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (image, category, *box) in enumerate(rows, start=1)
         ],
     }
 
@@ -60,7 +60,7 @@ def draw(boxes: list[tuple], size: tuple[int, int]) -> Image.Image:
 def make_coco(tmp_path) -> Callable[..., Split]:
     """Writes one split of a COCO 2017 folder in tmp_path; `edit` may change the document or return a new one."""
 
-    def make(objects=TWO_PICTURES, size=(64, 48), categories={1: "disc", 2: "ring"}, edit=None, name="train"):  # noqa: B006
+    def make(objects=TWO_IMAGES, size=(64, 48), categories={1: "disc", 2: "ring"}, edit=None, name="train"):  # noqa: B006
         document = coco_document(objects, size, categories)
         images = tmp_path / f"{name}2017"
         images.mkdir(exist_ok=True)
@@ -117,8 +117,8 @@ def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
         try:
             app.main()
             code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
+        except SystemExit as error:
+            code = int(error.code or 0)
         return Result(code, *capsys.readouterr())
 
     return run
@@ -137,9 +137,9 @@ def thread_group() -> type:
         def gather(self, value):
             self.values[self.rank] = value
             self.barrier.wait(120)
-            found = list(self.values)
+            gathered = list(self.values)
             self.barrier.wait(120)
-            return found
+            return gathered
 
         def main_first(self, work):
             if self.main:
@@ -158,19 +158,19 @@ def on_ranks(thread_group) -> Callable[[int, Callable[[Any], Any]], list]:
     """Runs `work(group)` on `size` ranks, which are threads; returns each rank's result or exception."""
 
     def run_all(size, work):
-        values, barrier, answers = [None] * size, threading.Barrier(size), [None] * size
+        values, barrier, results = [None] * size, threading.Barrier(size), [None] * size
 
         def run(rank):
             try:
-                answers[rank] = work(thread_group(rank, values, barrier))
+                results[rank] = work(thread_group(rank, values, barrier))
             except Exception as error:
-                answers[rank] = error
+                results[rank] = error
 
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return answers
+        return results
 
     return run_all

@@ -25,7 +25,7 @@ def settings() -> list[str]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("data")
     write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
     return folder
 
@@ -34,13 +34,13 @@ def image_folder(tmp_path_factory) -> Path:
 def run_folder(tmp_path_factory, settings, image_folder) -> Path:
     """A finished run of one epoch."""
     root = tmp_path_factory.mktemp("project")
-    before, here = sys.argv, Path.cwd()
+    argv, cwd = sys.argv, Path.cwd()
     sys.argv = ["dino", "train", "--preset", "r50-4scale", "--data", str(image_folder), "--epochs", "1",
                 "--batch-size", "4", "--output-dir", str(root / "runs" / "first"), *settings]  # fmt: skip
     try:
         with pytest.raises(SystemExit, match="0"):
             app.main()
     finally:
-        sys.argv = before
-        os.chdir(here)
+        sys.argv = argv
+        os.chdir(cwd)
     return root / "runs" / "first"

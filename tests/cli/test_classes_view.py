@@ -6,7 +6,7 @@ from dinocli.commands.train.view import carried_over_lines, carried_over_table
 from dinocore.weights.convert.coco import NAMES
 
 
-def shown(classes, width=80):
+def rendered_lines(classes, width=80):
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(carried_over_table(classes))
@@ -14,13 +14,13 @@ def shown(classes, width=80):
 
 
 def test_few_classes_have_a_line_each():
-    lines = shown({"RBC": "rbc", "[new]": None})
+    lines = rendered_lines({"RBC": "rbc", "[new]": None})
     assert [line.split() for line in lines] == [["class", "starts", "from"], ["RBC", "rbc"], ["[new]", "new"]]
 
 
 def test_eighty_classes_fold_into_two_lists():
     classes: dict[str, str | None] = {name: name if k % 2 else None for k, name in enumerate(NAMES)}
-    lines = shown(classes | {"cell_phone": "cell phone"})
+    lines = rendered_lines(classes | {"cell_phone": "cell phone"})
     assert len(lines) < 20 and max(map(len, lines)) <= 80
     assert lines[0].startswith("classes carried over   41   bicycle, motorcycle")
     text = " ".join(" ".join(lines).split())

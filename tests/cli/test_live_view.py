@@ -11,15 +11,15 @@ from dinocli.commands.train.view import LiveView, TrainingView, in_a_line, loss_
 from dinocore.evaluate.coco import Metrics
 from dinocore.train.events import Evaluated, Evaluating, Started, Step
 
-NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
-NUMBERS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
+METRICS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
+METRICS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
 
 
-def drawn(width: int) -> list[str]:
+def rendered_lines(width: int) -> list[str]:
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
     view = LiveView(console)
     view.add_task("epoch 1234/1234", total=99_999_999, completed=88_888_888)
-    view.mean, view.ap = NUMBERS, "0.1234, best 0.1234 in epoch 1234"
+    view.mean, view.ap = METRICS, "0.1234, best 0.1234 in epoch 1234"
     with console.capture() as capture:
         for part in view.get_renderables():
             console.print(part)
@@ -27,8 +27,8 @@ def drawn(width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_the_numbers_keep_to_their_lines(width):
-    lines = drawn(width)
+def test_the_live_view_has_five_lines_that_fit_the_terminal(width):
+    lines = rendered_lines(width)
     assert len(lines) == 5 and all(len(line.rstrip()) <= width for line in lines)
     assert lines[1].split() == ["class", "box", "GIoU", "loss", "1234.568"]
     assert lines[2].split() == ["matching", *["123.457"] * 3, "AP", "0.1234,", "best", "0.1234", "in", "epoch", "1234"]
@@ -37,24 +37,24 @@ def test_the_numbers_keep_to_their_lines(width):
     assert lines[4].split() == ["memory", "12,345", "MB"]  # no denoising row, because there are no denoising losses
 
 
-def test_a_line_of_the_log_says_the_same():
+def test_a_log_line_has_the_same_metrics():
     line = "loss 1234.57 · matching 123.46/123.46/123.46 · first stage 123.46/123.46/123.46"
-    assert in_a_line(NUMBERS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
+    assert in_a_line(METRICS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
     assert in_a_line({}) == ""  # a resumed run may evaluate before its first step
 
 
-def test_a_new_term_and_a_new_stage_of_the_loss_are_shown_by_their_names_in_the_log():
-    numbers = NUMBERS | {"matching/size": 1.0, "extra/box": 2.0}
-    assert "matching 123.46/123.46/123.46/1.00 · first stage 123.46/123.46/123.46 · extra 2.00" in in_a_line(numbers)
+def test_new_loss_terms_and_stages_are_shown_by_name():
+    metrics = METRICS | {"matching/size": 1.0, "extra/box": 2.0}
+    assert "matching 123.46/123.46/123.46/1.00 · first stage 123.46/123.46/123.46 · extra 2.00" in in_a_line(metrics)
     console = Console(file=StringIO(), width=80)
     with console.capture() as capture:
-        console.print(loss_table(numbers))
+        console.print(loss_table(metrics))
     head, *rows = (line.split() for line in capture.get().splitlines())
     assert head == ["class", "box", "GIoU", "size"]
     assert rows[0] == ["matching", *["123.457"] * 3, "1.000"] and rows[-1] == ["extra", "2.000"]
 
 
-def test_a_resumed_run_knows_the_best_ap_so_far_at_once(tmp_path):
+def test_a_resumed_run_shows_the_best_ap_so_far(tmp_path):
     rows = [{"step": n, "epoch": n, "AP": ap} for n, ap in ((1, 0.25), (2, 0.5), (3, None), (4, 0.375))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = SimpleNamespace(notes=[])
@@ -70,7 +70,7 @@ def view(tmp_path):
     return TrainingView(SimpleNamespace(folder=tmp_path, config=config))  # pyright: ignore[reportArgumentType]
 
 
-def test_an_evaluation_that_takes_long_has_a_line_every_30_seconds(view, tmp_path, capsys, monkeypatch):
+def test_a_long_evaluation_logs_a_line_every_30_seconds(view, tmp_path, capsys, monkeypatch):
     now = [view.began]
     monkeypatch.setattr("dinocli.commands.train.view.time.monotonic", lambda: now[0])
     for done in range(1, 8):
@@ -81,25 +81,23 @@ def test_an_evaluation_that_takes_long_has_a_line_every_30_seconds(view, tmp_pat
     assert [line.split(maxsplit=2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == lines
 
 
-def test_a_log_has_a_line_every_50_steps_and_where_these_take_long_every_30_seconds(
-    view, tmp_path, capsys, monkeypatch
-):
+def test_training_logs_a_line_every_50_steps_or_30_seconds(view, tmp_path, capsys, monkeypatch):
     now = [view.began]
     monkeypatch.setattr("dinocli.commands.train.view.time.monotonic", lambda: now[0])
     for step in range(7, 131):  # resumed after step 6
         now[0] += 31 if step in (20, 30) else 0.1
-        view.show(Step(step, 2, 300, NUMBERS | {"lr": 2e-4}))
+        view.show(Step(step, 2, 300, METRICS | {"lr": 2e-4}))
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split("step ")[1].split("/")[0] for line in lines] == ["20", "30", "80", "130"]
     assert "epoch 2/3" in lines[0] and "img/s" in lines[0] and "rate 0.0002 · ETA " in lines[0]
     assert [line.split(maxsplit=2)[2] for line in lines] == capsys.readouterr().err.splitlines()
 
 
-def test_a_terminal_that_is_gone_costs_neither_the_log_nor_the_curves(view, tmp_path, monkeypatch):
-    def gone(*_):
+def test_the_log_and_the_curves_are_written_if_the_terminal_is_closed(view, tmp_path, monkeypatch):
+    def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dinocli.commands.train.view.stderr.print", gone)
+    monkeypatch.setattr("dinocli.commands.train.view.stderr.print", fail)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "AP": 0.25, "AP50": 0.5, "AP75": 0.125}\n')
     summary = {"AP": 0.25, "AP50": 0.5, "AP75": 0.125}
     view.show(Evaluated(1, 1, 3, Metrics(summary, {}, 2, ""), True))

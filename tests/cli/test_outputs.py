@@ -31,7 +31,7 @@ FILES = {  # a command up to the option for an output file: an accepted suffix
 
 
 @pytest.mark.parametrize("command", FILES, ids=" ".join)
-def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, tmp_path):
+def test_an_output_file_that_is_a_folder_or_has_a_wrong_suffix_is_refused(command, dino, tmp_path):
     option = command[-1]
     folder = tmp_path / f"made{FILES[command]}"
     folder.mkdir()
@@ -47,69 +47,67 @@ def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, 
 @pytest.mark.parametrize(
     "command",
     [
-        ("predict", "PICTURE", "--format", "yolo", "--out"),
-        ("predict", "PICTURE", "--format", "labelme", "--out"),
-        ("predict", "PICTURE", "--save-images"),
+        ("predict", "IMAGE", "--format", "yolo", "--out"),
+        ("predict", "IMAGE", "--format", "labelme", "--out"),
+        ("predict", "IMAGE", "--save-images"),
         ("sample-data",),
         ("convert-data", "nowhere", "--to", "yolo"),
     ],
     ids=" ".join,
 )
-def test_a_folder_to_write_is_not_called_like_a_file(command, dino, image_folder, tmp_path):
+def test_an_output_folder_named_like_a_file_is_refused(command, dino, image_folder, tmp_path):
     image_file = next((image_folder / "val2017").iterdir())
-    words = [image_file if word == "PICTURE" else word for word in command]
-    result = dino(*words, tmp_path / "x.txt")
+    arguments = [image_file if word == "IMAGE" else word for word in command]
+    result = dino(*arguments, tmp_path / "x.txt")
     assert result.code == 2 and "must be a folder of files" in " ".join(result.err.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_per_image_is_written_into_the_folder_one_is_in(dino, image_folder, tmp_path):
+def test_label_files_can_be_written_into_the_current_folder(dino, image_folder, tmp_path):
     shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path / "a.jpg")
     result = dino("predict", "a.jpg", "--format", "yolo", "--out", ".")
     assert result.code == 0, result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.txt", "classes.txt"]
 
 
-def test_a_suffix_is_not_advised_twice(dino, image_folder, tmp_path):
+def test_a_suggested_file_name_has_one_suffix(dino, image_folder, tmp_path):
     image_file = next((image_folder / "val2017").iterdir())
     assert "try --out b.csv," in dino("predict", image_file, "--format", "csv", "--out", "b.csv.gz").err
     with pytest.raises(ConfigError, match=r"try --report r\.html$"):
         check_file("--report", type(tmp_path)("r.html.gz"), ".html")
 
 
-@pytest.mark.parametrize(
-    ("kind", "label"), [("yolo", "PICTURE.txt"), ("yolo", "classes.txt"), ("labelme", "PICTURE.json")]
-)
+@pytest.mark.parametrize(("kind", "label"), [("yolo", "IMAGE.txt"), ("yolo", "classes.txt"), ("labelme", "IMAGE.json")])
 def test_labels_beside_the_images_are_not_overwritten(dino, image_folder, tmp_path, kind, label):
     image_file = shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path)
-    mine = tmp_path / label.replace("PICTURE", Path(image_file).stem)
-    mine.write_text("mine")
+    label_file = tmp_path / label.replace("IMAGE", Path(image_file).stem)
+    label_file.write_text("mine")
     result = dino("predict", image_file, "--format", kind, "--out", ".")
-    assert result.code == 2 and f"would overwrite {mine.name}" in " ".join(result.err.split())
-    assert mine.read_text() == "mine"
-    mine.unlink()
-    assert dino("predict", image_file, "--format", kind, "--out", ".").code == 0 and mine.is_file()
+    assert result.code == 2 and f"would overwrite {label_file.name}" in " ".join(result.err.split())
+    assert label_file.read_text() == "mine"
+    label_file.unlink()
+    assert dino("predict", image_file, "--format", kind, "--out", ".").code == 0 and label_file.is_file()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["presets", "tiny"], ["presets", "--json"], ["--help"]])
-def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
+def test_a_full_stdout_gives_one_error_message_and_exits_with_5(arguments):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "dinocli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
-    assert done.returncode == 5
-    assert done.stderr == (
+    assert result.returncode == 5
+    assert result.stderr == (
         "error[ENVIRONMENT]: stdout cannot be written: No space left on device; redirect it to a disk with free space\n"
     )
 
 
-def test_another_name_than_an_images_own_is_reported(dino, run_folder, tmp_path):
+def test_label_files_not_named_like_their_image_are_reported(dino, run_folder, tmp_path):
     for suffix in ("png", "bmp"):
         Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}")
-    folder = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")
-    result = dino(*folder, "--format", "yolo", "--out", "labels")
-    name = "using a different name for 1 image: "
-    assert name in result.err and result.err.split(name)[1].splitlines()[0].endswith("x.png as x-2")
+    command = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")
+    result = dino(*command, "--format", "yolo", "--out", "labels")
+    message = "using a different name for 1 image: "
+    assert message in result.err and result.err.split(message)[1].splitlines()[0].endswith("x.png as x-2")
     assert sorted(path.name for path in Path("labels").iterdir()) == ["classes.txt", "x-2.txt", "x.txt"]
-    assert name not in dino(*folder, "--out", "boxes.json").err  # each JSON entry has its image's path
+    assert message not in dino(*command, "--out", "boxes.json").err  # each JSON entry has its image's path

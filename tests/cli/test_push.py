@@ -15,46 +15,49 @@ from dinocore.weights.publish import stored_evaluation, write_hub_folder
 
 
 @pytest.fixture
-def pushed(dino, run_folder, image_folder):
+def evaluation(dino, run_folder, image_folder):
     """Write a run and its evaluation to the folder `sent`; return the output of `dino eval --json`."""
-    judged = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 20)
-    Path("eval.json").write_text(judged.out)
-    more = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")
-    result = dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent", *more)
+    evaluated = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 20)
+    Path("eval.json").write_text(evaluated.out)
+    options = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")
+    result = dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent", *options)
     assert result.code == 0 and "nothing was uploaded" in result.err, result.err
-    return json.loads(judged.out)
+    return json.loads(evaluated.out)
 
 
-def test_the_card_has_the_numbers_of_eval_where_the_hub_reads_them(pushed):
+def test_the_model_card_has_the_metrics_of_eval_as_hub_metadata(evaluation):
     card = ModelCard(Path("sent/README.md").read_text(), ignore_metadata_errors=False)
     data = card.data.to_dict()
     assert (data["pipeline_tag"], data["library_name"]) == ("object-detection", "dino-detector")
     assert (data["license"], card.data.model_name) == ("apache-2.0", "cells")
-    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert shown == {f"coco_{key.lower()}": round(pushed[key], 6) for key in ("AP", "AP50", "AP75", "AR100")}
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics == {f"coco_{key.lower()}": round(evaluation[key], 6) for key in ("AP", "AP50", "AP75", "AR100")}
     assert {result.dataset_name for result in card.data.eval_results} == {"Drawn | cells"}
-    assert f"| AP, IoU 0.50 | {pushed['AP50']:.4f} |" in card.text and f"on {pushed['images']} images" in card.text
-    for name, one in pushed["classes"].items():
-        assert f"| {name} | {one['objects']} |" in card.text
+    assert (
+        f"| AP, IoU 0.50 | {evaluation['AP50']:.4f} |" in card.text and f"on {evaluation['images']} images" in card.text
+    )
+    for name, row in evaluation["classes"].items():
+        assert f"| {name} | {row['objects']} |" in card.text
 
 
-def test_the_folder_detects_what_the_run_detects(pushed, run_folder, image_folder):
+def test_the_pushed_folder_gives_the_detections_of_the_run(evaluation, run_folder, image_folder):
     assert sorted(path.name for path in Path("sent").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     image = sorted((image_folder / "val2017").iterdir())[0]
-    ours, theirs = (load_detector(where, amp="off")(image) for where in ("sent", run_folder))
-    assert np.array_equal(ours.boxes_xyxy, theirs.boxes_xyxy) and np.array_equal(ours.scores, theirs.scores)
+    from_folder, from_run = (load_detector(source, amp="off")(image) for source in ("sent", run_folder))
+    assert np.array_equal(from_folder.boxes_xyxy, from_run.boxes_xyxy)
+    assert np.array_equal(from_folder.scores, from_run.scores)
     before, after = load_weights(run_folder / "best.safetensors"), load_weights(Path("sent/model.safetensors"))
     assert (after.categories, after.threshold) == (before.categories, before.threshold)
 
 
-def test_no_folder_of_this_machine_is_published(pushed, image_folder, tmp_path):
+def test_no_local_path_is_published(evaluation, image_folder, tmp_path):
     for path in Path("sent").iterdir():
         content = path.read_bytes()
         assert str(image_folder.parent).encode() not in content and str(tmp_path).encode() not in content, path
     assert load_weights(Path("sent/model.safetensors")).config.data.path == image_folder.name
 
 
-def test_relative_and_windows_folders_are_not_published_and_public_names_are(run_folder, tmp_path):
+def test_relative_and_windows_folders_are_not_published_but_public_names_are(run_folder, tmp_path):
     weights = load_weights(run_folder / "best.safetensors")
     config = weights.config.replace("data.path", "customers/acme-secret/blood")
     config = config.replace("train.weights", r"C:\Users\jane\w.safetensors")
@@ -81,14 +84,14 @@ def test_relative_and_windows_folders_are_not_published_and_public_names_are(run
         ("random, backbone: timm/resnet50.a1_in1k", "random, backbone: timm/resnet50.a1_in1k"),
     ],
 )  # fmt: skip
-def test_an_origin_keeps_its_words_and_loses_its_folders(run_folder, tmp_path, stored, published):
+def test_folders_are_removed_from_the_origin(run_folder, tmp_path, stored, published):
     weights = load_weights(run_folder / "best.safetensors")
     write_hub_folder(tmp_path / "sent", weights._replace(facts={"origin": stored}), None, "me/cells")
     assert load_weights(tmp_path / "sent/model.safetensors").facts["origin"] == published
     assert f" Origin: {published}." in (tmp_path / "sent/README.md").read_text()
 
 
-def test_the_card_says_each_class_threshold_that_predict_uses(run_folder, tmp_path):
+def test_the_model_card_lists_the_threshold_of_each_class(run_folder, tmp_path):
     weights = load_weights(run_folder / "best.safetensors")
     name = weights.categories[0].name
     facts = weights.facts | {"thresholds": {"overall": 0.4, "classes": {name: 0.2}}}
@@ -98,19 +101,19 @@ def test_the_card_says_each_class_threshold_that_predict_uses(run_folder, tmp_pa
     assert all(f"| {other.name} | 0.400 |" in card for other in weights.categories[1:])
 
 
-def test_the_card_says_in_which_slices_it_was_measured(dino, run_folder, image_folder):
-    given = ("--slice", "96", "--overlap", "0.3", "--amp", "off", "--set", "data.max_size=320")
-    judged = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 0, *given)
-    how = {"slice": 96, "overlap": 0.3, "precision": "float32", "set": ["data.max_size=320"]}
-    assert json.loads(judged.out)["measured"] == how
-    Path("eval.json").write_text(judged.out)
-    given = ("--weights", run_folder, "--dry-run", "--out", "sent", "--eval", "eval.json")
-    assert dino("push", "hf:me/cells", *given).code == 0
-    says = "in slices of 96 pixels that overlap by 0.3, in float32, with `data.max_size=320`"
-    assert says in Path("sent/README.md").read_text()
+def test_the_model_card_describes_the_slices_and_options_of_its_evaluation(dino, run_folder, image_folder):
+    options = ("--slice", "96", "--overlap", "0.3", "--amp", "off", "--set", "data.max_size=320")
+    evaluated = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 0, *options)
+    measured = {"slice": 96, "overlap": 0.3, "precision": "float32", "set": ["data.max_size=320"]}
+    assert json.loads(evaluated.out)["measured"] == measured
+    Path("eval.json").write_text(evaluated.out)
+    options = ("--weights", run_folder, "--dry-run", "--out", "sent", "--eval", "eval.json")
+    assert dino("push", "hf:me/cells", *options).code == 0
+    description = "in slices of 96 pixels that overlap by 0.3, in float32, with `data.max_size=320`"
+    assert description in Path("sent/README.md").read_text()
 
 
-def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
+def test_without_an_evaluation_the_model_card_has_the_metrics_from_training(dino, run_folder):
     assert dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent").code == 0
     metrics = load_weights(run_folder / "best.safetensors").facts["metrics"]
     card = ModelCard(Path("sent/README.md").read_text())
@@ -119,7 +122,7 @@ def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
     }
 
 
-def test_weights_without_an_evaluation_say_so_and_how_to_evaluate_them(dino, run_folder):
+def test_pushing_weights_without_metrics_suggests_an_evaluation(dino, run_folder):
     weights = load_weights(run_folder / "best.safetensors")
     save_weights(Path("w.safetensors"), weights.tensors, weights.config, weights.categories, {})
     result = dino("push", "hf:me/cells", "--weights", "w.safetensors", "--dry-run", "--out", "sent")
@@ -127,11 +130,11 @@ def test_weights_without_an_evaluation_say_so_and_how_to_evaluate_them(dino, run
     assert ModelCard(Path("sent/README.md").read_text()).data.eval_results is None
 
 
-def test_what_cannot_be_pushed_is_refused_before_the_work(dino, run_folder, pushed):
+def test_invalid_arguments_are_refused_before_any_work(dino, run_folder, evaluation):
     other = Path("other.json")
-    other.write_text(json.dumps(pushed | {"weights": "elsewhere.safetensors"}))
+    other.write_text(json.dumps(evaluation | {"weights": "elsewhere.safetensors"}))
     Path("bad.json").write_text("{}")
-    for given, code, says in (
+    for arguments, code, message in (
         (("hf:me", "--dry-run", "--out", "x"), 2, "hf:org/name"),
         (("cells", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
         (("hf:me/ce lls", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
@@ -141,16 +144,16 @@ def test_what_cannot_be_pushed_is_refused_before_the_work(dino, run_folder, push
         (("hf:me/cells", "--dry-run", "--out", "x", "--eval", "bad.json"), 3, "dino eval --weights"),
         (("hf:me/cells", "--dry-run", "--out", "x", "--eval", "none.json"), 3, "none.json"),
     ):
-        result = dino("push", *given, "--weights", run_folder)
-        assert result.code == code and says in result.err, (given, result.err)
+        result = dino("push", *arguments, "--weights", run_folder)
+        assert result.code == code and message in result.err, (arguments, result.err)
     assert not Path("x").exists()
 
 
-def test_one_commit_with_three_files_is_sent(dino, run_folder, monkeypatch):
-    api, sent = create_autospec(HfApi, instance=True), []
+def test_push_uploads_three_files_in_one_commit(dino, run_folder, monkeypatch):
+    api, uploaded = create_autospec(HfApi, instance=True), []
 
     def upload(*, folder_path, **_):
-        sent.extend(sorted(path.name for path in Path(folder_path).iterdir()))
+        uploaded.extend(sorted(path.name for path in Path(folder_path).iterdir()))
         return SimpleNamespace(commit_url="https://hub/me/cells/commit/1")
 
     api.upload_folder.side_effect = upload
@@ -159,7 +162,7 @@ def test_one_commit_with_three_files_is_sent(dino, run_folder, monkeypatch):
     result = dino("push", "hf:me/cells", "--weights", run_folder, "--private")
     assert result.code == 0 and "pushed https://hub/me/cells/commit/1" in result.err, result.err
     api.create_repo.assert_called_once_with("me/cells", private=True, exist_ok=True)
-    assert sent == ["README.md", "config.json", "model.safetensors"]
+    assert uploaded == ["README.md", "config.json", "model.safetensors"]
     assert api.upload_folder.call_args.kwargs["repo_id"] == "me/cells"
     api.create_repo.side_effect = RuntimeError("401: no token")
     result = dino("push", "hf:me/cells", "--weights", run_folder)

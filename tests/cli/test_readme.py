@@ -19,8 +19,8 @@ SHORT = ["--epochs", "1", "--set", "data.train_scales=[64]", "--set", "data.crop
 
 
 def test_the_readme_shows_every_command():
-    shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {
+    names = {command.split()[1] for command in COMMANDS}
+    assert names == {
         "train",
         "eval",
         "predict",
@@ -43,10 +43,10 @@ def test_the_readme_shows_every_command():
     }
 
 
-ELSEWHERE = ("dino serve", "dino export", "dino push")  # tested in test_serve.py, tests/export and test_push.py
+TESTED_ELSEWHERE = ("dino serve", "dino export", "dino push")  # tested in test_serve.py, tests/export and test_push.py
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(TESTED_ELSEWHERE)])
 def test_a_command_of_the_readme_runs(command, dino, image_folder, settings, tmp_path, monkeypatch):
     if command.startswith(("dino eval", "dino inspect-matching")):
         monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: image_folder)
@@ -59,9 +59,8 @@ def test_a_command_of_the_readme_runs(command, dino, image_folder, settings, tmp
         torch.save({"model": state}, tmp_path / "checkpoint0011_4scale.pth")
     if "drawn/val2017" in command:
         shutil.copytree(image_folder, tmp_path / "drawn")
-    arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[
-        1:
-    ]
+    text = command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", "")
+    arguments = shlex.split(text)[1:]
     if arguments == ["sample-data", "out"]:
         arguments += ["--num-images", "8"]  # instead of 200
     if arguments[0] == "train":
@@ -71,7 +70,7 @@ def test_a_command_of_the_readme_runs(command, dino, image_folder, settings, tmp
     assert result.out or list(tmp_path.iterdir())
 
 
-def test_the_python_of_the_readme_runs(image_folder, tmp_path, monkeypatch):
+def test_the_python_example_of_the_readme_runs(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path / "img.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -80,7 +79,7 @@ def test_the_python_of_the_readme_runs(image_folder, tmp_path, monkeypatch):
     assert names["detections"].boxes_xyxy.shape == (len(names["detections"].scores), 4)
 
 
-def test_every_file_that_the_readme_links_to_is_there():
+def test_every_file_linked_in_the_readme_exists():
     root = Path(__file__).parents[2]
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert links and [link for link in links if not (root / link).exists()] == []

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 COMMANDS = {
-    "eval": lambda found: found["images"],
-    "inspect-matching": lambda found: 3 if found["file"].endswith("t.jpg") else 0,
-    "inspect-proposals": lambda found: len(found["pictures"] if "pictures" in found else found["images"]),
+    "eval": lambda output: output["images"],
+    "inspect-matching": lambda output: 3 if output["file"].endswith("t.jpg") else 0,
+    "inspect-proposals": lambda output: len(output["pictures"] if "pictures" in output else output["images"]),
 }
 
 
 @pytest.fixture
-def three(image_folder, tmp_path) -> Path:
+def three_splits(image_folder, tmp_path) -> Path:
     """Synthetic data with a test split of three images, copied from train and named *t.jpg."""
     folder = Path(shutil.copytree(image_folder, tmp_path / "three"))
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
@@ -31,8 +31,8 @@ def three(image_folder, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_test_split_is_taken_by_every_command_with_a_split(dino, run_folder, three, command):
-    result = dino(command, "--weights", run_folder, "--data", three, "--split", "test", "--json")
+def test_every_command_with_split_accepts_the_test_split(dino, run_folder, three_splits, command):
+    result = dino(command, "--weights", run_folder, "--data", three_splits, "--split", "test", "--json")
     assert result.code == 0 and COMMANDS[command](json.loads(result.out)) == 3
 
 
@@ -44,35 +44,35 @@ def test_an_unknown_split_is_refused_with_the_available_ones(dino, run_folder, i
     assert missing.code == 3 and "has no test split" in missing.err.replace("\n", " ") and "--split val" in missing.err
 
 
-def test_a_test_split_that_stands_in_for_validation_is_still_the_test_split(dino, run_folder, three):
-    (three / "annotations" / "instances_val2017.json").unlink()
-    answers = [
-        json.loads(dino("eval", "--weights", run_folder, "--data", three, "--split", name, "--json").out)
+def test_a_test_split_used_for_validation_is_still_the_test_split(dino, run_folder, three_splits):
+    (three_splits / "annotations" / "instances_val2017.json").unlink()
+    outputs = [
+        json.loads(dino("eval", "--weights", run_folder, "--data", three_splits, "--split", name, "--json").out)
         for name in ("val", "test")
     ]
-    assert [answer["images"] for answer in answers] == [3, 3]
+    assert [output["images"] for output in outputs] == [3, 3]
 
 
-def test_the_number_of_images_evaluated_stands_beside_ap(dino, run_folder, three):
-    (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
-    arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
-    text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
+def test_eval_reports_the_numbers_of_evaluated_and_unreadable_images(dino, run_folder, three_splits):
+    sorted((three_splits / "test2017").iterdir())[0].write_bytes(b"broken")
+    arguments = ("eval", "--weights", run_folder, "--data", three_splits, "--split", "test")
+    text, output = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
     message = "3 images evaluated, 1 of them unreadable, so their objects count as missed"
     assert text.code == 7 and message in " ".join(text.out.split())
     assert "unreadable" in Path("report.html").read_text()
-    found = json.loads(answer.out)
-    assert (found["images"], found["unreadable"], len(found["failed"])) == (3, 1, 1)
+    metrics = json.loads(output.out)
+    assert (metrics["images"], metrics["unreadable"], len(metrics["failed"])) == (3, 1, 1)
 
 
-def test_a_training_logs_how_many_images_its_evaluation_evaluated(run_folder):
+def test_training_logs_the_number_of_evaluated_images(run_folder):
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["images"], row["unreadable"]) for row in rows if "AP" in row] == [(2, 0)]
     assert "(2 images evaluated)" in (run_folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("command", ["eval", "train"])
-def test_an_image_of_val_that_is_missing_is_never_left_out_of_ap(dino, run_folder, three, settings, command):
-    sorted((three / "val2017").iterdir())[0].unlink()
+def test_a_missing_validation_image_is_refused(dino, run_folder, three_splits, settings, command):
+    sorted((three_splits / "val2017").iterdir())[0].unlink()
     options = ("--weights", run_folder) if command == "eval" else ("--output-dir", "new", *settings)
-    result = dino(command, "--data", three, *options)
+    result = dino(command, "--data", three_splits, *options)
     assert result.code == 3 and "DATA-IMAGE-MISSING" in result.err and "1 of 2 images" in result.err

@@ -17,7 +17,7 @@ def one_line(text):
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, image_folder, tmp_path):
+def test_a_dry_run_prints_estimates_and_leaves_no_files(dino, settings, image_folder, tmp_path):
     result = dino("train", *SMALL, "--data", image_folder, "--dry-run", "--batch-size", "auto", *settings)
     assert result.code == 0, result.err
     rows = dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
@@ -31,19 +31,19 @@ def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, image_
 
 
 @pytest.mark.slow
-def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
+def test_batch_size_auto_keeps_the_batch_size_and_chooses_a_micro_batch_that_fits(
     dino, settings, image_folder, tmp_path, monkeypatch
 ):
-    from dinocore.train.failures import memory as probe
+    from dinocore.train.failures import memory
 
-    largest_pass = probe.largest_pass
+    largest_pass = memory.largest_pass
 
-    def with_room_for_three(model, batch, config):
+    def fail_above_three_images(model, batch, config):
         if len(batch.images) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         largest_pass(model, batch, config)
 
-    monkeypatch.setattr(probe, "largest_pass", with_room_for_three)
+    monkeypatch.setattr(memory, "largest_pass", fail_above_three_images)
     arguments = (*SMALL, "--data", image_folder, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
     result = dino("train", *arguments)
     assert result.code == 0, result.err
@@ -53,45 +53,45 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
 
 
 @pytest.mark.slow
-def test_an_image_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, image_folder, tmp_path, monkeypatch):
-    def fails(*_):
+def test_an_error_while_drawing_the_curves_only_gives_a_warning(dino, settings, image_folder, tmp_path, monkeypatch):
+    def fail(*_):
         raise ValueError("no fonts")
 
-    monkeypatch.setattr("dinocli.commands.train.view.draw_curves", fails)
+    monkeypatch.setattr("dinocli.commands.train.view.draw_curves", fail)
     result = dino("train", *SMALL, "--data", image_folder, *settings)
     assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
     assert one_line(result.err).count("ValueError: no fonts); the run continues") == 1
 
 
-@pytest.mark.parametrize("expected", ["auto", "step-00000002"])
-def test_a_newer_checkpoint_is_exit_4_with_both_versions(expected, dino, run_folder, tmp_path):
+@pytest.mark.parametrize("checkpoint", ["auto", "step-00000002"])
+def test_a_checkpoint_of_a_newer_version_is_refused_with_both_versions(checkpoint, dino, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
     shutil.copytree(newest, newest.with_name("step-00000001"))  # an older checkpoint must not be used instead
     file = newest / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 7, "dino_version": "9.8.7"}))
-    named = expected if expected == "auto" else newest
-    result = dino("train", "--resume", named, "--output-dir", "run")
+    argument = checkpoint if checkpoint == "auto" else newest
+    result = dino("train", "--resume", argument, "--output-dir", "run")
     assert result.code == 4
     assert "was made by dino 9.8.7 (format 7), this is 0.2.0 (format 1); install the newer one" in one_line(result.err)
 
 
-def test_a_run_folder_that_cannot_be_made_is_a_one_line_error(dino, settings, image_folder, tmp_path, monkeypatch):
-    mkdir = os.mkdir
+def test_a_run_folder_that_cannot_be_created_gives_an_error(dino, settings, image_folder, tmp_path, monkeypatch):
+    original_mkdir = os.mkdir
 
-    def refused(path, *arguments, **named):
+    def mkdir_except_run(path, *arguments, **options):
         if str(path).endswith("run"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return mkdir(path, *arguments, **named)
+        return original_mkdir(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "mkdir", refused)
+    monkeypatch.setattr(os, "mkdir", mkdir_except_run)
     result = dino("train", *SMALL, "--data", image_folder, *settings)
     assert result.code == 5 and "Traceback" not in result.err
     assert "--output-dir run cannot be created: Read-only file system" in one_line(result.err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_half_precision_are_used_and_reported(dino, run_folder, image_folder, tmp_path):
+def test_half_precision_weights_are_converted_with_a_message(dino, run_folder, image_folder, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")
@@ -102,7 +102,7 @@ def test_weights_of_half_precision_are_used_and_reported(dino, run_folder, image
     assert result.code == 0 and "half.safetensors: its bfloat16 numbers become float32" in one_line(result.err)
 
 
-def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, run_folder, tmp_path):
+def test_missing_edited_or_truncated_run_files_are_named_with_a_solution(dino, run_folder, tmp_path):
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
     file = next(run.glob("checkpoints/*/*.safetensors"))
     file.unlink()
@@ -124,6 +124,6 @@ def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, r
     assert result.code == 4 and f"the run {run} has no config.toml" in one_line(result.err)
 
 
-def test_a_resumed_run_says_that_another_output_folder_is_ignored(dino, run_folder):
+def test_output_dir_is_ignored_with_a_message_when_resuming(dino, run_folder):
     result = dino("train", "--resume", run_folder, "--output-dir", "other")
     assert "--output-dir other is ignored" in one_line(result.err) and not Path("other").exists()

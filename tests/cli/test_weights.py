@@ -8,8 +8,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from dinocli import progress as fetching
-from dinocli.commands import weights as listing
+from dinocli import progress
+from dinocli.commands import weights as weights_command
 from dinocore.weights.shipped import BUNDLED
 
 
@@ -25,10 +25,10 @@ def image_file(image_folder):
 
 
 def test_the_list_fits_eighty_columns(dino, monkeypatch):
-    answer = io.StringIO()
-    monkeypatch.setattr(listing, "stdout", Console(file=answer, width=80))
+    output = io.StringIO()
+    monkeypatch.setattr(weights_command, "stdout", Console(file=output, width=80))
     assert dino("weights").code == 0
-    lines = [line.rstrip() for line in answer.getvalue().splitlines()]
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
     assert max(map(len, lines)) <= 80
     assert any(
         line.split() == ["mmdet/r50-4scale-improved-12e", "ResNet-50,", "better", "hyper", "50.1"] for line in lines
@@ -39,11 +39,11 @@ def test_the_list_fits_eighty_columns(dino, monkeypatch):
 def test_the_list_as_json(dino):
     entries = {entry["name"]: entry for entry in json.loads(dino("weights", "--json").out)}
     assert len(entries) == 44
-    one = entries["mmdet/r50-4scale-12e"]
-    assert one["AP"] == 49.0 and one["sha256_begins_with"] == "55b2bba2" and one["cached"] is None
-    assert one["address"].endswith("-55b2bba2.pth") and one["by_hand_from"] is None
-    hand = entries["official/r50-4scale-24e"]
-    assert hand["address"] is None and hand["then"].startswith(
+    direct = entries["mmdet/r50-4scale-12e"]
+    assert direct["AP"] == 49.0 and direct["sha256_begins_with"] == "55b2bba2" and direct["cached"] is None
+    assert direct["address"].endswith("-55b2bba2.pth") and direct["by_hand_from"] is None
+    manual = entries["official/r50-4scale-24e"]
+    assert manual["address"] is None and manual["then"].startswith(
         "dino convert checkpoint0023_4scale.pth --preset r50-4scale-24e"
     )
     hub = entries["official/r50-4scale-12e"]
@@ -51,7 +51,7 @@ def test_the_list_as_json(dino):
 
 
 @pytest.mark.filterwarnings("always::FutureWarning")
-def test_a_former_name_still_works_with_a_note_about_the_new_one(dino):
+def test_an_old_name_still_works_and_the_new_one_is_reported(dino):
     for scales in ("4scale", "5scale"):
         message = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
         result = dino("weights", f"official/r50-{scales}", "--json")
@@ -60,32 +60,32 @@ def test_a_former_name_still_works_with_a_note_about_the_new_one(dino):
     assert "now called" not in dino("weights", "official/r50-4scale-12e").err
 
 
-def test_one_of_the_list(dino):
-    shown = dino("weights", "detrex/r50-4scale-24e").out
-    assert "50.6" in shown and "https://github.com/IDEA-Research/detrex-storage/" in shown
-    wrong = dino("weights", "detrex/r50-4scale-25e")
-    assert wrong.code == 2 and "did you mean detrex/r50-4scale-24e?" in wrong.err
+def test_one_entry_of_the_list_is_shown_in_detail(dino):
+    text = dino("weights", "detrex/r50-4scale-24e").out
+    assert "50.6" in text and "https://github.com/IDEA-Research/detrex-storage/" in text
+    unknown = dino("weights", "detrex/r50-4scale-25e")
+    assert unknown.code == 2 and "did you mean detrex/r50-4scale-24e?" in unknown.err
 
 
 @pytest.mark.parametrize("command", [
-    ["predict", "PICTURE", "--json"],
+    ["predict", "IMAGE", "--json"],
     ["eval", "--data", "FOLDER", "--json"],
-    ["inspect-proposals", "PICTURE", "--json"],
+    ["inspect-proposals", "IMAGE", "--json"],
     ["inspect-mask", "--json"],
     ["benchmark", "--size", "32x32", "--repeats", "1", "--json"],
 ])  # fmt: skip
-def test_bundled_is_a_name_everywhere(command, dino, image_file, image_folder):
-    places = {"PICTURE": str(image_file), "FOLDER": str(image_folder)}
-    result = dino(*[places.get(part, part) for part in command], "--weights", "bundled")
+def test_every_command_accepts_bundled_as_weights(command, dino, image_file, image_folder):
+    replacements = {"IMAGE": str(image_file), "FOLDER": str(image_folder)}
+    result = dino(*[replacements.get(part, part) for part in command], "--weights", "bundled")
     assert result.code == 0, result.err
     assert json.loads(result.out) and f"weights: {BUNDLED}" in result.err
 
 
-def test_bundled_and_cells_are_names_of_info_and_convert(dino):
+def test_info_and_convert_accept_bundled_and_cells(dino):
     cells = {1: "RBC", 2: "WBC", 3: "Platelets"}
-    found = {name: json.loads(dino("info", name, "--json").out) for name in ("bundled", "cells")}
-    classes = {name: {c["id"]: c["name"] for c in facts["classes"]} for name, facts in found.items()}
-    assert {facts["preset"] for facts in found.values()} == {"tiny"}
+    info = {name: json.loads(dino("info", name, "--json").out) for name in ("bundled", "cells")}
+    classes = {name: {c["id"]: c["name"] for c in content["classes"]} for name, content in info.items()}
+    assert {content["preset"] for content in info.values()} == {"tiny"}
     assert (
         classes["cells"] == cells
         and cells.items() <= classes["bundled"].items()
@@ -96,26 +96,26 @@ def test_bundled_and_cells_are_names_of_info_and_convert(dino):
 
 
 @pytest.mark.parametrize("command", [
-    ["predict", "PICTURE", "--weights"], ["eval", "--weights"], ["train", "--data", "FOLDER", "--weights"],
-    ["inspect-proposals", "PICTURE", "--weights"], ["benchmark", "--weights"],
+    ["predict", "IMAGE", "--weights"], ["eval", "--weights"], ["train", "--data", "FOLDER", "--weights"],
+    ["inspect-proposals", "IMAGE", "--weights"], ["benchmark", "--weights"],
     ["convert", "--out", "x.safetensors"], ["info"],
 ])  # fmt: skip
-def test_a_published_name_that_is_not_here_is_a_one_line_error(command, dino, image_file, image_folder, tmp_path):
-    places = {"PICTURE": str(image_file), "FOLDER": str(image_folder)}
-    result = dino(*[places.get(part, part) for part in command], "detrex/r50-4scale-24e")
+def test_published_weights_not_downloaded_give_a_one_line_error(command, dino, image_file, image_folder, tmp_path):
+    replacements = {"IMAGE": str(image_file), "FOLDER": str(image_folder)}
+    result = dino(*[replacements.get(part, part) for part in command], "detrex/r50-4scale-24e")
     assert result.code == 5 and result.err.count("\n") == 1 and "detrex/r50-4scale-24e" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_progress_bar_is_shown_in_a_terminal(monkeypatch):
-    screen = io.StringIO()
-    monkeypatch.setattr(fetching, "stderr", Console(file=screen, force_terminal=True, width=80))
-    with fetching.watching() as watch:
+    terminal = io.StringIO()
+    monkeypatch.setattr(progress, "stderr", Console(file=terminal, force_terminal=True, width=80))
+    with progress.watching() as watch:
         watch.progress(5_000_000, 10_000_000)
-    assert "downloading" in screen.getvalue() and "5.0/10.0 MB" in screen.getvalue()
+    assert "downloading" in terminal.getvalue() and "5.0/10.0 MB" in terminal.getvalue()
     plain = io.StringIO()
-    monkeypatch.setattr(fetching, "stderr", Console(file=plain, force_terminal=False, width=80))
-    with fetching.watching() as watch:
+    monkeypatch.setattr(progress, "stderr", Console(file=plain, force_terminal=False, width=80))
+    with progress.watching() as watch:
         watch.progress(5, 10)
     assert plain.getvalue() == ""
 
@@ -125,5 +125,5 @@ def test_listing_weights_does_not_import_torch(tmp_path):
         "import sys; sys.argv = ['dino', 'weights', '--json']\nfrom dinocli import app\ntry:\n    app.main()\n"
         "except SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.stderr.strip() == "False" and len(json.loads(done.stdout)) == 44
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.stderr.strip() == "False" and len(json.loads(result.stdout)) == 44

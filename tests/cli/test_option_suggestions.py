@@ -11,7 +11,7 @@ def options_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "meant"),
+    ("line", "suggestion"),
     [
         ("train --out runs/a", "--output-dir"),
         ("train --output_dir=runs/a", "--output-dir"),
@@ -26,25 +26,25 @@ def options_of(command: str) -> list[str]:
         ("inspect-mask --dn-group 5", "--dn-groups"),
     ],
 )
-def test_the_option_that_was_meant_is_named(dino, line, meant):
+def test_an_unknown_option_gets_a_suggestion(dino, line, suggestion):
     result = dino(*line.split())
     assert result.code == 2
-    assert f"did you mean {meant}? See dino {line.split()[0]} --help" in result.err
+    assert f"did you mean {suggestion}? See dino {line.split()[0]} --help" in result.err
 
 
 @pytest.mark.parametrize("line", ["train --imgsz 640", "eval -x", "--foo", "serve --gamma 2"])
-def test_nothing_is_guessed_where_no_option_is_near(dino, line):
+def test_an_option_unlike_all_others_gets_no_suggestion(dino, line):
     result = dino(*line.split())
     assert result.code == 2
     assert "No such option" in result.err and "did you mean" not in result.err
 
 
-def test_each_group_of_names_holds_an_option_that_some_command_has():
+def test_each_group_of_synonyms_contains_an_existing_option():
     known = {option for command in COMMANDS for option in options_of(command)}
     assert [names for names in SAME if not known & set(names)] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_has_at_most_one_option_of_a_group_so_that_one_is_proposed(name):
+def test_a_command_has_at_most_one_option_of_each_group_of_synonyms(name):
     known = set(options_of(name))
     assert [names for names in SAME if len({*names} & known) > 1] == []
