@@ -35,7 +35,7 @@ SETTINGS = [
 
 
 def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
-    """Change the category ids; if `shuffled`, also change the image ids and reorder images and annotations."""
+    """Change the category ids; if `shuffled`, images have descending ids, and annotations follow another order."""
     heading = {"supercategory": "cells"} if "cells" in ids else {}
     content["categories"] = [{"id": i, "name": name, **heading} for name, i in ids.items()]
     image_ids = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
@@ -44,10 +44,8 @@ def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
     for row in content["annotations"]:
         row.update(image_id=image_ids[row["image_id"]], category_id=ids[CLASS_NAMES[row["category_id"]]])
     if shuffled:
-        content["images"].reverse()
-        content["annotations"].sort(
-            key=lambda row: row["image_id"]
-        )  # stable, since an image's denoising noise depends on the order of its objects
+        # stable, since an image's denoising noise depends on the order of its objects
+        content["annotations"].sort(key=lambda row: row["image_id"])
 
 
 def write_dataset(folder: Path, scheme: str) -> Path:
