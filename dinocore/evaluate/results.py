@@ -74,31 +74,37 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
 def _with_image_ids(rows: list[Any], annotations: Annotations) -> tuple[list[Any], list[str]]:
     """Replace names of images by ids of the annotations, and say so if the file's own ids are others.
 
-    A name may have other folders, or lack them and its suffix; one that could mean several images is not matched.
+    A name may have other folders, or lack them and its suffix; one that could mean several images is not matched. If
+    some ids are names, numbers are names, too: YOLO tools write 7 for 007.jpg.
     """
-    if not any("file_name" in row or isinstance(row["image_id"], str) for row in rows):
+    have_names = any(isinstance(row["image_id"], str) for row in rows)
+    if not (have_names or any("file_name" in row for row in rows)):
         return rows, []
     images = _images_by_name(annotations)
     other, found = 0, []
     for row in rows:
-        names = [str(row[key]).replace("\\", "/") for key in ("file_name", "image_id") if key in row]
+        own = row["image_id"]
+        names = [row["file_name"]] if "file_name" in row else []
+        names += [str(own)] if have_names else []
+        names = [name.replace("\\", "/") for name in names]
         names += [PurePath(name).name for name in names]
-        image = next((images[name] for name in names if images.get(name) is not None), row["image_id"])
+        image = next((images[name] for name in names if images.get(name) is not None), own)
         if isinstance(image, str) and image.isdecimal() and str(int(image)) == image:
             image = int(image)
-        other += image != row["image_id"] and not isinstance(row["image_id"], str)
+        other += image != own and not isinstance(own, str)
         found.append({key: row[key] for key in REQUIRED} | {"image_id": image})
-    what = f"{other} of {len(rows)} results have another image_id than the annotations; images are matched by file_name"
+    what = f"{other} of {len(rows)} results have another image_id than the annotations; images are matched by file name"
     return found, [what] if other else []
 
 
 def _images_by_name(annotations: Annotations) -> dict[str, int | None]:
-    """Image ids by file name, with and without folders and suffix; None for a name of several images."""
+    """Image ids by file name, with and without folders, suffix and leading zeros; None for a name of several images."""
     names = dict(zip(map(os.fsdecode, annotations.file_names), annotations.image_ids.tolist(), strict=True))
     images: dict[str, int | None] = {}
     for name, image in names.items():
         path = PurePath(name)
-        for key in {str(path.with_suffix("")), path.name, path.stem}:
+        number = str(int(path.stem)) if path.stem.isdecimal() else path.stem
+        for key in {str(path.with_suffix("")), path.name, path.stem, number}:
             images[key] = None if key in images else image
     return images | names
 

@@ -51,7 +51,17 @@ def test_file_names_take_precedence_over_ids(tmp_path):
     path.write_text(json.dumps([result(1) | {"file_name": "1.png"}, result(2) | {"file_name": "y/1.png"}]))
     rows, notes = read_results(path, two)
     assert rows == [result(2), result(2)]
-    assert notes == ["1 of 2 results have another image_id than the annotations; images are matched by file_name"]
+    assert notes == ["1 of 2 results have another image_id than the annotations; images are matched by file name"]
+
+
+def test_numbers_are_names_if_other_ids_are(tmp_path):
+    names = np.array([b"007.png", b"b.png", b"1.png"])
+    three = IMAGE._replace(image_ids=np.array([1, 2, 3]), file_names=names, starts=np.zeros(4))
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([result(7), result("b"), result(1)]))
+    assert [row["image_id"] for row in read_results(path, three).rows] == [1, 2, 3]
+    path.write_text(json.dumps([result(1) | {"file_name": "b.png"}, result(1)]))
+    assert [row["image_id"] for row in read_results(path, three).rows] == [2, 1], "no id is a name"
 
 
 @pytest.mark.parametrize(
