@@ -42,8 +42,8 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"loop": [], "bare": [], "save": []}
         for number in range(options.repeats):
             context = prepare(Path(folder) / f"run{number}", Path(folder) / "data")
-            whole(context, options.steps, seconds)
-            bare(context, options.steps, seconds)
+            for measure in (whole, bare) if number % 2 else (bare, whole):
+                measure(context, options.steps, seconds)
     loop, plain = (statistics.median(seconds[name]) for name in ("loop", "bare"))
     print(f"loop {loop:.4f} s a step, bare {plain:.4f} s a step, throughput ratio {plain / loop:.3f}")
     print(f"save {statistics.median(seconds['save']):.2f} s")
