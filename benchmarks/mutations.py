@@ -36,35 +36,35 @@ TRAIN, DATA, EVALUATE = "tests/train", "tests/data", "tests/evaluate"
 
 MUTATIONS = [
     Mutation(
-        "an anchor may lie nearer to the edge than 1 %",
+        "anchors within 1 % of the edge are proposed",
         "dinocore/model/proposals.py",
         "(anchors > EDGE)",
         "(anchors > 0.0)",
         f"{MODEL}/test_first_stage.py",
     ),
     Mutation(
-        "anchors of the next level are not twice as large",
+        "anchor size grows by 1.9 instead of 2 per level",
         "dinocore/model/proposals.py",
         "0.05 * 2.0 **",
         "0.05 * 1.9 **",
         f"{MODEL}/test_first_stage.py",
     ),
     Mutation(
-        "queries' boxes carry a gradient",
+        "the queries' boxes are not detached",
         "dinocore/model/proposals.py",
         "Queries(self.content(chosen), boxes.detach())",
         "Queries(self.content(chosen), boxes)",
         f"{MODEL}/test_first_stage.py",
     ),
     Mutation(
-        "the worst proposals are chosen",
+        "the proposals with the lowest scores are selected",
         "dinocore/model/proposals.py",
         "rank.topk(num_chosen, dim=1)",
         "rank.topk(num_chosen, dim=1, largest=False)",
         f"{MODEL}/test_first_stage.py",
     ),
     Mutation(
-        "negatives move as little as positives",
+        "negatives get as little box noise as positives",
         "dinocore/model/denoising.py",
         "generator=generator) + negative",
         "generator=generator) + 0 * negative",
@@ -78,144 +78,150 @@ MUTATIONS = [
         f"{MODEL}/test_denoising.py",
     ),
     Mutation(
-        "noisy boxes may leave the image",
+        "noisy boxes are not clipped",
         "dinocore/model/denoising.py",
         "(to_xyxy(boxes) + move * half).clamp(0, 1)",
         "(to_xyxy(boxes) + move * half)",
         f"{MODEL}/test_denoising.py",
     ),
     Mutation(
-        "matching queries may look at denoising ones",
+        "matching queries attend to denoising queries",
         "dinocore/model/denoising.py",
         "(group[:, None] >= 0) & (group == MATCHING)",
         "(group[:, None] == MATCHING) & (group >= 0)",
         f"{MODEL}/test_denoising.py",
     ),
     Mutation(
-        "negatives answer for targets",
+        "negatives are assigned to targets",
         "dinocore/model/denoising.py",
         "* (copies * num_targets)",
         "* num_targets",
         f"{MODEL}/test_denoising.py",
     ),
     Mutation(
-        "each layer's loss looks forward once, not twice",
+        "look forward once instead of twice",
         "dinocore/model/decoder.py",
         'DINO: the loss of a layer trains this layer\'s move and the previous one."""\n    return boxes',
         'DINO: the loss of a layer trains this layer\'s move and the previous one."""\n    return boxes.detach()',
         MODEL,
     ),
     Mutation(
-        "the next layer starts from the old boxes",
+        "box refinement starts from the first boxes in every layer",
         "dinocore/model/decoder.py",
         "moved.detach()",
         "boxes.detach()",
         GOLDEN,
     ),
-    Mutation("predictions are not normed", "dinocore/model/decoder.py", "normed = self.norm(x)", "normed = x", GOLDEN),
     Mutation(
-        "x and y of the map's encoding change places",
+        "predictions are not normalised", "dinocore/model/decoder.py", "normed = self.norm(x)", "normed = x", GOLDEN
+    ),
+    Mutation(
+        "x and y are swapped in the position encoding of maps",
         "dinocore/model/position.py",
         "for v in (y, x)]",
         "for v in (x, y)]",
         f"{MODEL}/test_position.py {GOLDEN}",
     ),
     Mutation(
-        "boxes are encoded as x, y, w, h",
+        "x and y are swapped in the encoding of boxes",
         "dinocore/model/position.py",
         "for v in (cy, cx, w, h)",
         "for v in (cx, cy, w, h)",
         f"{MODEL}/test_position.py {GOLDEN}",
     ),
     Mutation(
-        "attended positions forget the valid ratio",
+        "reference points ignore the valid ratio",
         "dinocore/model/encoder.py",
         "[:, :, None] * tokens.valid_ratios[:, None]",
         "[:, :, None] * tokens.valid_ratios[:, None].ceil()",
         f"{GOLDEN} {MODEL}",
     ),
     Mutation(
-        "padding counts as image",
+        "padding counts as image in the valid ratio",
         "dinocore/model/tokens.py",
         "(~padding[:, 0, :]).float()",
         "(padding[:, 0, :] | True).float()",
         f"{GOLDEN} {MODEL}/test_alignment.py",
     ),
     Mutation(
-        "images are aligned one pixel short",
+        "alignment pads one pixel too few",
         "dinocore/model/alignment.py",
         "(-side % multiple for side",
         "((-side - 1) % multiple for side",
         f"{MODEL}/test_alignment.py",
     ),
     Mutation(
-        "what lies beyond an image enters its convolutions",
+        "padding is not zeroed before convolutions",
         "dinocore/model/alignment.py",
         "(inputs[0] * extents.inside(inputs[0]),)",
         "(inputs[0],)",
         f"{MODEL}/test_alignment.py",
     ),
     Mutation(
-        "positive and negative weight of the focal loss change places",
+        "alpha and 1 - alpha are swapped in the focal loss",
         "dinocore/matching.py",
         "return (1 - alpha) *",
         "return alpha *",
         LOSS,
     ),
     Mutation(
-        "GIoU lowers the wrong way in matching",
+        "the sign of the GIoU cost is wrong",
         "dinocore/matching.py",
         "-loss.cost_giou * giou",
         "loss.cost_giou * giou",
         LOSS,
     ),
     Mutation(
-        "the least number of boxes is not 1", "dinocore/losses.py", "max(1.0, num_boxes)", "max(2.0, num_boxes)", LOSS
+        "losses are divided by at least 2 instead of 1",
+        "dinocore/losses.py",
+        "max(1.0, num_boxes)",
+        "max(2.0, num_boxes)",
+        LOSS,
     ),
     Mutation(
-        "denoising losses are not divided by their groups",
+        "denoising losses are not divided by the number of groups",
         "dinocore/losses.py",
         "max(1, output.noise.num_groups)",
         "1",
         f"{LOSS} tests/train/test_step.py {GOLDEN}",
     ),
     Mutation(
-        "L1 is averaged over coordinates",
+        "L1 is averaged over coordinates instead of summed",
         "dinocore/losses.py",
         'F.l1_loss(pred_boxes, target_boxes, reduction="sum")',
         'F.l1_loss(pred_boxes, target_boxes, reduction="sum") / 4',
         LOSS,
     ),
     Mutation(
-        "GIoU forgets the hull",
+        "GIoU ignores the enclosing box",
         "dinocore/boxes.py",
         "return intersection / union - (hull - union) / hull",
         "return intersection / union",
         "tests/test_boxes.py",
     ),
     Mutation(
-        "detections may leave the image",
+        "detections are not clipped to the image",
         "dinocore/predict.py",
         "to_xyxy(boxes[i, query]).clamp(0, 1)",
         "to_xyxy(boxes[i, query])",
         "tests/test_predict.py",
     ),
     Mutation(
-        "width and height change places in detections",
+        "width and height are swapped in detections",
         "dinocore/predict.py",
         "torch.tensor([width, height, width, height])",
         "torch.tensor([height, width, height, width])",
         "tests/test_predict.py",
     ),
     Mutation(
-        "a flip leaves boxes where they were",
+        "a flip does not move boxes",
         "dinocore/data/transforms.py",
         "annotated = _on_both(F.horizontal_flip, annotated)",
         "annotated = (F.horizontal_flip(annotated[0]), *annotated[1:])",
         f"{DATA}/test_transforms.py",
     ),
     Mutation(
-        "a crop keeps objects that it does not show",
+        "a crop keeps objects outside it",
         "dinocore/data/transforms.py",
         "visible = (boxes[:, 2:] > boxes[:, :2]).all(1)",
         "visible = (boxes[:, 2:] >= boxes[:, :2]).all(1)",
@@ -229,35 +235,35 @@ MUTATIONS = [
         f"{DATA}/test_transforms.py",
     ),
     Mutation(
-        "two epochs show the same augmentation",
+        "augmentation is the same in every epoch",
         "dinocore/data/loaders.py",
         "np.random.default_rng((self.seed, epoch, index))",
         "np.random.default_rng((self.seed, index))",
         f"{DATA}/test_loaders.py",
     ),
     Mutation(
-        "padding of a batch is not marked",
+        "the padding mask of a batch is empty",
         "dinocore/data/batch.py",
         "padding[i, :h, :w] = False",
         "padding[i] = False",
         f"{DATA} tests/test_predict.py",
     ),
     Mutation(
-        "gradients of micro-batches are not those of the batch",
+        "accumulated gradients are not those of the whole batch",
         "dinocore/train/step.py",
         "criterion(output, targets, num_boxes, config.loss, num_denoised)",
         "criterion(output, targets, num_boxes / len(micro_batches), config.loss, num_denoised)",
         f"{TRAIN}/test_step.py {TRAIN}/test_loop.py",
     ),
     Mutation(
-        "a gradient that is not finite is stepped with",
+        "a step is taken with a non-finite gradient",
         "dinocore/train/step.py",
         "if not finite_loss or not (finite_norm or scaler.is_enabled()):",
         "if not finite_loss:",
         f"{TRAIN}/test_loop.py",
     ),
     Mutation(
-        "the average moves ten times too fast",
+        "the moving average is ten times too fast",
         "dinocore/train/optim.py",
         "(1 + self.updates) / (10 + self.updates)",
         "(1 + self.updates) / (1 + self.updates) * 0.5",
@@ -271,35 +277,35 @@ MUTATIONS = [
         f"{TRAIN}/test_schedule.py",
     ),
     Mutation(
-        "a damaged checkpoint is taken for a whole one",
+        "a damaged checkpoint is not recognised",
         "dinocore/train/run/checkpoint_folder.py",
         "if damaged:",
         "if damaged and not damaged:",
         f"{TRAIN}/test_loop.py",
     ),
     Mutation(
-        "crowds take detections for good",
+        "a crowd can be matched only once",
         "dinocore/evaluate/matches.py",
         "(~taken[:, :, target] | crowd[target])",
         "~taken[:, :, target]",
         EVALUATE,
     ),
     Mutation(
-        "the highest IoU does not win",
+        "a detection is not matched to the object with the highest IoU",
         "dinocore/evaluate/matches.py",
         "rank[by_iou] = np.arange(total)",
         "rank[by_iou] = np.arange(total)[::-1]",
         EVALUATE,
     ),
     Mutation(
-        "two norms of official weights change places",
+        "two norms are swapped in the conversion of official weights",
         "dinocore/weights/convert/tables.py",
         """{ours}cross_norm.",\n        f"{theirs}norm2.": f"{ours}self_norm.",""",
         """{ours}self_norm.",\n        f"{theirs}norm2.": f"{ours}cross_norm.",""",
         GOLDEN,
     ),
     Mutation(
-        "the kernel takes a map's height for its width",
+        "the kernel uses a map's height as its width",
         "dinocore/model/ops/numba/cpu.py",
         "np.array([(width, height, start)",
         "np.array([(height, width, start)",
@@ -321,16 +327,16 @@ def main() -> None:
         for number, mutation in enumerate(MUTATIONS, start=1):
             if options.only is None or number in options.only:
                 started = time.monotonic()
-                noticed = try_one(mutation, copy)
-                rows.append({"number": number, "what": mutation.what, "file": mutation.file, "noticed_by": noticed})
+                caught = try_one(mutation, copy)
+                rows.append({"number": number, "what": mutation.what, "file": mutation.file, "caught_by": caught})
                 print(
-                    f"{number:3} {mutation.what}: {noticed or 'NOT NOTICED'} ({time.monotonic() - started:.0f} s)",
+                    f"{number:3} {mutation.what}: {caught or 'NOT CAUGHT'} ({time.monotonic() - started:.0f} s)",
                     flush=True,
                 )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    missed = [row["number"] for row in rows if not row["noticed_by"]]
-    print(f"{len(rows) - len(missed)} of {len(rows)} noticed" + (f"; not noticed: {missed}" if missed else ""))
+    missed = [row["number"] for row in rows if not row["caught_by"]]
+    print(f"{len(rows) - len(missed)} of {len(rows)} caught" + (f"; not caught: {missed}" if missed else ""))
     sys.exit(bool(missed))
 
 
