@@ -121,8 +121,10 @@ def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout
     train, val, test = (made.get(name) for name in ("train", "val", "test"))
     if train is not None and val == train:
         val, missing = None, "`train` and `val` are the same images"
-    if train is not None and val is not None and "trainval" in re.findall("[a-z]+", train.source.stem.lower()):
-        train = train._replace(held_out=val)
+    if train is not None and val is not None:
+        sources = train.listing or (train.annotations,)
+        if any("trainval" in re.findall("[a-z]+", source.stem.lower()) for source in sources):
+            train = train._replace(held_out=val)
     val_is_test = val is None and test is not None and test != train
     if val_is_test:
         val, test = test, None

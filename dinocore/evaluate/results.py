@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from ..data.annotations import Annotations
 from ..data.formats.coco import is_number, parse_json
+from ..data.split import tails
 from ..errors import DataError
 from ..words import counted
 
 IDS = ("image_id", "category_id")
 REQUIRED = (*IDS, "bbox", "score")
 MAX_SHOWN = 40  # characters of an invalid value in messages
+MAX_DIGITS = 19  # of a name that may be a number
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
 
@@ -74,27 +77,38 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
 def _with_image_ids(rows: list[Any], annotations: Annotations) -> tuple[list[Any], list[str]]:
     """Replace names of images by ids of the annotations, and say so if the file's own ids are others.
 
-    A name may have other folders, or lack them and its suffix; one that could mean several images is not matched. If
-    some ids are names, numbers are names, too: YOLO tools write 7 for 007.jpg.
+    A `file_name` decides. Otherwise, `image_id` is an id if all of them are, and else a name: YOLO tools write the file
+    name without its suffix, or 7 for 007.jpg. A name that is unknown or could mean several images stays as it is.
     """
-    have_names = any(isinstance(row["image_id"], str) for row in rows)
-    if not (have_names or any("file_name" in row for row in rows)):
+    if not any("file_name" in row or isinstance(row["image_id"], str) for row in rows):
         return rows, []
-    images = _images_by_name(annotations)
+    images, known = _images_by_name(annotations), set(annotations.image_ids.tolist())
+    own = [_as_id(row["image_id"]) for row in rows]
+    are_ids = all(image in known for image, row in zip(own, rows, strict=True) if "file_name" not in row)
     other, found = 0, []
-    for row in rows:
-        own = row["image_id"]
-        names = [row["file_name"]] if "file_name" in row else []
-        names += [str(own)] if have_names else []
-        names = [name.replace("\\", "/") for name in names]
-        names += [PurePath(name).name for name in names]
-        image = next((images[name] for name in names if images.get(name) is not None), own)
-        if isinstance(image, str) and image.isdecimal() and str(int(image)) == image:
-            image = int(image)
-        other += image != own and not isinstance(own, str)
+    for image, row in zip(own, rows, strict=True):
+        if "file_name" in row:
+            named = _find_image(row["file_name"], images)
+            other += named != image and not isinstance(image, str)
+            image = named
+        elif not are_ids:
+            image = _find_image(str(row["image_id"]), images)
         found.append({key: row[key] for key in REQUIRED} | {"image_id": image})
     what = f"{other} of {len(rows)} results have another image_id than the annotations; images are matched by file name"
     return found, [what] if other else []
+
+
+def _as_id(value: int | str) -> int | str:
+    """A number for text such as "17"."""
+    is_id = isinstance(value, str) and value.isdecimal() and len(value) < MAX_DIGITS and str(int(value)) == value
+    return int(value) if is_id else value
+
+
+def _find_image(name: str, images: Mapping[str, int | None]) -> int | str:
+    """The id of the image with this name, whose leading folders may be others; the name if there is none."""
+    keys = [*tails(name), str(int(name)) if name.isdecimal() and len(name) < MAX_DIGITS else name]
+    found = next((images[key] for key in keys if key in images), None)
+    return name if found is None else found
 
 
 def _images_by_name(annotations: Annotations) -> dict[str, int | None]:
@@ -103,7 +117,7 @@ def _images_by_name(annotations: Annotations) -> dict[str, int | None]:
     images: dict[str, int | None] = {}
     for name, image in names.items():
         path = PurePath(name)
-        number = str(int(path.stem)) if path.stem.isdecimal() else path.stem
+        number = str(int(path.stem)) if path.stem.isdecimal() and len(path.stem) < MAX_DIGITS else path.stem
         for key in {str(path.with_suffix("")), path.name, path.stem, number}:
             images[key] = None if key in images else image
     return images | names

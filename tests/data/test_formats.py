@@ -305,6 +305,30 @@ def test_several_years_of_pascal_voc_are_read_together_by_their_lists(tmp_path, 
     assert [test.path(i).name for i in range(len(test.image_ids))] == ["d.png"]
 
 
+def test_val_images_are_removed_from_the_trainval_list_of_any_year(tmp_path):
+    kinds = {"a": "cat", "b": "dog"}
+    write_voc_year(tmp_path / "VOC2007", kinds, train="a", val="b")
+    write_voc_year(tmp_path / "VOC2012", kinds, trainval="a b", val="b")
+    train = read_annotations(find_layout(tmp_path).train)
+    assert [train.path(i).relative_to(tmp_path).parts[0] for i in range(2)] == ["VOC2007", "VOC2012"]
+    assert [train.path(i).stem for i in range(len(train.image_ids))] == ["a", "a"]
+
+
+def test_a_year_of_pascal_voc_without_lists_is_not_dropped_silently(tmp_path):
+    write_voc_year(tmp_path / "VOC2007", {"a": "cat", "b": "dog"}, train="a", val="b")
+    write_voc_year(tmp_path / "VOC2012", {"c": "cat"}, cat_train="c 1")
+    with pytest.raises(DataError, match="VOC2012"):
+        find_layout(tmp_path)
+
+
+def test_a_missing_xml_file_of_a_year_of_pascal_voc_is_reported_with_its_folder(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        write_voc_year(tmp_path / year, {"a": "cat"}, train="a", val="a")
+    (tmp_path / "VOC2012" / "Annotations" / "a.xml").unlink()
+    with pytest.raises(DataError, match=r"VOC2012/Annotations/a\.xml"):
+        read_annotations(find_layout(tmp_path).train)
+
+
 def test_an_image_missing_from_a_year_of_pascal_voc_is_reported_with_its_folder(tmp_path):
     for year in ("VOC2007", "VOC2012"):
         write_voc_year(tmp_path / year, {"a": "cat", "b": "dog"}, train="a", val="b")

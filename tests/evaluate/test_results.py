@@ -42,7 +42,7 @@ def test_ids_may_be_floats_as_written_by_pandas(read):
 @pytest.mark.parametrize("name", ["a.png", "a", "1", "/data/val/a.png", "val\\a.png"])
 def test_images_may_be_given_by_file_name(read, name):
     assert read([result(name)]) == [result()]
-    assert read([result(name, score=1), result(1.0)]) == [result(score=1.0), result()], "also if ids are floats"
+    assert read([result(name, score=1), result(name, 1.0)]) == [result(score=1.0), result()], "also if ids are floats"
 
 
 def test_file_names_take_precedence_over_ids(tmp_path):
@@ -62,6 +62,25 @@ def test_numbers_are_names_if_other_ids_are(tmp_path):
     assert [row["image_id"] for row in read_results(path, three).rows] == [1, 2, 3]
     path.write_text(json.dumps([result(1) | {"file_name": "b.png"}, result(1)]))
     assert [row["image_id"] for row in read_results(path, three).rows] == [2, 1], "no id is a name"
+    path.write_text(json.dumps([result("1"), result("2"), result("3")]))
+    assert [row["image_id"] for row in read_results(path, three).rows] == [1, 2, 3], "all are ids, although 1 is a name"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [result(1) | {"file_name": "a.png"}],  # of two images
+        [result(1) | {"file_name": "nope.png"}, result(2)],
+        [result("x/a"), result(2)],  # 2 is not a name
+        [result("9" * 5000)],
+    ],
+)
+def test_an_unknown_or_ambiguous_name_is_refused_even_if_the_id_is_known(tmp_path, rows):
+    two = IMAGE._replace(image_ids=np.array([1, 2]), file_names=np.array([b"x/a.png", b"y/a.png"]), starts=np.zeros(3))
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"of 1 image \(image_id"):
+        read_results(path, two)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ class VocFile(NamedTuple):
 def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
     """The layout of VOC's folders, or of XML files beside images in the folder or in `train/`, `valid/`, `test/`."""
     inner = sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir())
-    if len(inner) > 1 and all((year / name).is_dir() for year in inner for name in (*FOLDERS[0], SETS)):
+    complete = all((year / name).is_dir() for year in inner for name in FOLDERS[0]) and all(map(_has_lists, inner))
+    if len(inner) > 1 and len({year.parent for year in inner}) == 1 and complete:
         return _several_years(inner, guard)
     folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
@@ -103,6 +104,11 @@ def _several_years(years: Sequence[Path], guard: PathGuard) -> Layout | None:
         for name, listing in files.items() if listing
     }  # fmt: skip
     return layout_of(f"Pascal VOC, {' and '.join(year.name for year in years)}", made)
+
+
+def _has_lists(folder: Path) -> bool:
+    words = {word for words in WORDS.values() for word in words}
+    return any(file.stem.lower() in words for file in (folder / SETS).glob("*.txt"))
 
 
 def _lists(folder: Path, guard: PathGuard) -> dict[str, Path]:
@@ -172,14 +178,15 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> RawAnnotat
     guard = PathGuard(split.folder or split.annotations, config.follow_symlinks)
     names, sizes, boxes = [], [], []
     for file in _files(split, findings):
+        shown = file.relative_to(split.annotations).as_posix()
         if (status := guard.status(str(file))) != "ok":
             code = "DATA-PATH-ESCAPE" if status == "escape" else "DATA-XML"
-            findings.add(code, "XML files that are missing or lead out of the data folder", [file.name])
+            findings.add(code, "XML files that are missing or lead out of the data folder", [shown])
             continue
         try:
             content = read_voc_file(file)
         except (OSError, ValueError) as error:
-            findings.add("DATA-XML", "XML files that cannot be read", [f"{file.name}: {error}"])
+            findings.add("DATA-XML", "XML files that cannot be read", [f"{shown}: {error}"])
             continue
         names.append(_image_name(content.file_name, file, split, findings))
         sizes.append(content.size)
