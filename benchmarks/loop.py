@@ -1,6 +1,6 @@
 """The overhead of the training loop: images per second with everything on, compared with a minimal loop.
 
-    python benchmarks/loop.py [--steps 40] [--repeats 3]
+    python benchmarks/loop.py [--steps 40] [--repeats 6]
 
 Both do the same optimizer steps on the same images, in turns. The minimal loop only reads, computes and steps: no log,
 no checks between ranks, no events. Neither saves nor evaluates; the time for saving is measured separately.
@@ -35,7 +35,7 @@ def main() -> None:
     """Print both speeds, their ratio, and the seconds per save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=6, help="even, so that each is first equally often")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_sample_data(Path(folder) / "data", num_images=options.steps * 5 // 2, seed=1, size=(320, 240))

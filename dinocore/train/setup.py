@@ -23,6 +23,7 @@ from ..weights.fetch.cache import cache_folder
 from ..weights.fetch.locate import locate
 from ..weights.fetch.watch import UNWATCHED, Watch
 from ..weights.file import Weights, load_weights
+from ..words import typed
 from .context import fingerprint
 from .ddp import wrap
 from .optim import Ema, NoEma, build_optimizer
@@ -190,7 +191,7 @@ def check_same_data(run: Path, manifest: Mapping[str, Any], data: DataSet, allow
         names = ", ".join(str(name) for _, name in manifest["classes"])
         raise CheckpointError(
             f"the run has the classes {names}, but {data.train.file} has others; start a new run from its weights: "
-            f"--weights {run}"
+            f"--weights {typed(run)}"
         )
     if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
         raise DataError(
@@ -213,6 +214,6 @@ def changed_settings(run: Path, before: Config, now: Config) -> list[str]:
         shown = ", ".join(f"{key} = {new[key]!r} (it is {old[key]!r})" for key in refused)
         raise ConfigError(
             f"a resumed run cannot change {shown}; all settings but those of {', '.join(fixed)} can be changed. "
-            f"Start a new run from its weights: --weights {run}"
+            f"Start a new run from its weights: --weights {typed(run)}"
         )
     return [f"{key} from {old[key]!r} to {new[key]!r}" for key in differing]

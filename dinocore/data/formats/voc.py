@@ -56,9 +56,10 @@ class VocFile(NamedTuple):
 def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
     """The layout of VOC's folders, or of XML files beside images in the folder or in `train/`, `valid/`, `test/`."""
     inner = sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir())
-    complete = all((year / name).is_dir() for year in inner for name in FOLDERS[0]) and all(map(_has_lists, inner))
-    if len(inner) > 1 and len({year.parent for year in inner}) == 1 and complete:
-        return _several_years(inner, guard)
+    if len(inner) > 1 and len({year.parent for year in inner}) == 1:
+        lists = [_lists(year, guard) for year in inner]
+        if all(lists) and all((year / name).is_dir() for year in inner for name in FOLDERS[0]):
+            return _several_years(inner, lists, guard)
     folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
         # with lists of names, XML files may also be in subfolders
@@ -93,22 +94,16 @@ def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout |
     return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
 
 
-def _several_years(years: Sequence[Path], guard: PathGuard) -> Layout | None:
+def _several_years(years: Sequence[Path], lists: Sequence[dict[str, Path]], guard: PathGuard) -> Layout | None:
     """The layout of VOC2007 and VOC2012 next to each other: each split has the images of all years' lists."""
     top = years[0].parent
     classes, first = scan_voc([year / FOLDERS[0][0] for year in years], (), guard)
-    lists = [_lists(year, guard) for year in years]
     files = {name: tuple(found[name] for found in lists if name in found) for name in WORDS}
     made = {
         name: Split(top, [top], "voc", top, listing, classes, first, by_year=True)
         for name, listing in files.items() if listing
     }  # fmt: skip
     return layout_of(f"Pascal VOC, {' and '.join(year.name for year in years)}", made)
-
-
-def _has_lists(folder: Path) -> bool:
-    words = {word for words in WORDS.values() for word in words}
-    return any(file.stem.lower() in words for file in (folder / SETS).glob("*.txt"))
 
 
 def _lists(folder: Path, guard: PathGuard) -> dict[str, Path]:
